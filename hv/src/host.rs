@@ -1,0 +1,42 @@
+//! What the hypervisor needs of the box it runs on. The composition root implements it; tests bring their own.
+
+/// The box under the hypervisor. Every method is called from the CPU that runs the vCPU, and none of them blocks
+/// except [`Host::idle`].
+pub trait Host: Sync {
+    /// Nanoseconds since the box started: monotonic, the same on every CPU.
+    fn now_ns(&self) -> u64;
+
+    /// Frequency of the time-stamp counter, in hertz.
+    fn tsc_hz(&self) -> u64;
+
+    /// Seconds since 1970-01-01 UTC at the moment when [`Host::now_ns`] was zero.
+    fn boot_unix_seconds(&self) -> u64;
+
+    /// Takes what the guest wrote to its console.
+    fn console_write(&self, bytes: &[u8]);
+
+    /// Gives the next byte typed at the guest's console, if there is one.
+    fn console_read(&self) -> Option<u8>;
+
+    /// Takes an Ethernet frame (no FCS) that the guest sent. False if the box has no room for it; the frame is then lost.
+    fn net_transmit(&self, frame: &[u8]) -> bool;
+
+    /// Copies the next frame for the guest to `buffer` and returns its length. A frame longer than `buffer` is dropped.
+    fn net_receive(&self, buffer: &mut [u8]) -> Option<usize>;
+
+    /// Fills `buffer` with random bytes fit for keys.
+    fn entropy(&self, buffer: &mut [u8]);
+
+    /// Asks for an interrupt on this CPU at `deadline_ns` (as [`Host::now_ns`] counts; one in the past comes at once), or for
+    /// none. The interrupt ends guest execution or [`Host::idle`].
+    fn arm_timer(&self, deadline_ns: Option<u64>);
+
+    /// Lets interrupts that are pending on this CPU be taken by the box.
+    fn take_interrupts(&self);
+
+    /// Sleeps until the timer or another CPU interrupts. Must not lose a wake-up that came just before the call.
+    fn idle(&self);
+
+    /// True when the box wants the guest stopped.
+    fn stop_requested(&self) -> bool;
+}

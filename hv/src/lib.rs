@@ -1,0 +1,8 @@
+//! Outpost's hypervisor: CPU back ends, nested paging, the guest's virtual machine, its devices and loaders.
+//!
+//! It reaches the box only through [`host::Host`] and knows nothing of the WAN stack. `unsafe` lives in `cpu` and `mem`.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod host;

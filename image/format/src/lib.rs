@@ -1,0 +1,1 @@
+//! What is on an Outpost disk: partition types and the self-describing slot image.

@@ -1,0 +1,2 @@
+//! The Outpost appliance.
+fn main() {}

@@ -1,0 +1,14 @@
+//! Outpost's WAN stack: switch, TCP interception, dedup, tunnel, policy, statistics.
+//!
+//! Sans-IO: frames, time and randomness are handed in, frames are handed out. It touches no hardware, reads no clock and
+//! knows nothing of the hypervisor.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod dedup;
+pub mod time;
+pub mod tunnel;

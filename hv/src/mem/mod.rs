@@ -320,25 +320,30 @@ impl GuestMemory {
 /// Accessors of one width. Naturally aligned ones are single accesses with acquire (read) or release (write) order, as the
 /// virtio rings and page tables need; others are copied byte by byte.
 macro_rules! accessors {
-    ($read:ident, $write:ident, $exchange:ident, $int:ty, $atomic:ty) => {
+    ($cell:ident, $read:ident, $write:ident, $exchange:ident, $int:ty, $atomic:ty) => {
         impl GuestMemory {
+            /// The aligned number at `address`; none if it is not aligned.
+            fn $cell(&self, address: u64) -> Result<Option<&$atomic>, OutOfGuest> {
+                let Some(host) = self.aligned(address, size_of::<$int>() as u64)? else {
+                    return Ok(None);
+                };
+                // SAFETY: (1) the pointer is to checked, mapped, aligned guest RAM, which lives as long as `self`; (2) all concurrent
+                // accesses from the host are atomic, or copy bytes through raw pointers.
+                let cell = unsafe { <$atomic>::from_ptr(host.cast()) };
+                Ok(Some(cell))
+            }
+
             /// Reads a little-endian number: one acquiring access if aligned.
             ///
             /// # Errors
             /// [`OutOfGuest`] if not all of it is guest RAM.
             pub fn $read(&self, address: u64) -> Result<$int, OutOfGuest> {
-                match self.aligned(address, size_of::<$int>() as u64)? {
-                    // SAFETY: (1) the pointer is to checked, mapped, aligned guest RAM; (2) all concurrent accesses from the host are
-                    // atomic or to bytes that it copies.
-                    Some(host) => {
-                        Ok(unsafe { <$atomic>::from_ptr(host.cast()) }.load(Ordering::Acquire))
-                    }
-                    None => {
-                        let mut bytes = [0; size_of::<$int>()];
-                        self.read(address, &mut bytes)?;
-                        Ok(<$int>::from_le_bytes(bytes))
-                    }
+                if let Some(cell) = self.$cell(address)? {
+                    return Ok(cell.load(Ordering::Acquire));
                 }
+                let mut bytes = [0; size_of::<$int>()];
+                self.read(address, &mut bytes)?;
+                Ok(<$int>::from_le_bytes(bytes))
             }
 
             /// Writes a little-endian number: one releasing access if aligned.
@@ -346,18 +351,15 @@ macro_rules! accessors {
             /// # Errors
             /// [`OutOfGuest`] if not all of it is guest RAM; nothing is written then.
             pub fn $write(&self, address: u64, value: $int) -> Result<(), OutOfGuest> {
-                match self.aligned(address, size_of::<$int>() as u64)? {
-                    Some(host) => {
-                        // SAFETY: as for the read.
-                        unsafe { <$atomic>::from_ptr(host.cast()) }.store(value, Ordering::Release);
-                        Ok(())
-                    }
-                    None => self.write(address, &value.to_le_bytes()),
+                if let Some(cell) = self.$cell(address)? {
+                    cell.store(value, Ordering::Release);
+                    return Ok(());
                 }
+                self.write(address, &value.to_le_bytes())
             }
 
-            /// Writes `new` if the aligned number there is `current`, as one locked access. True if it did; false too if `address` is not
-            /// aligned.
+            /// Writes `new` if the aligned number there is `current`, as one locked access. True if it did; false too if
+            /// `address` is not aligned.
             ///
             /// # Errors
             /// [`OutOfGuest`] if not all of it is guest RAM.
@@ -367,24 +369,39 @@ macro_rules! accessors {
                 current: $int,
                 new: $int,
             ) -> Result<bool, OutOfGuest> {
-                match self.aligned(address, size_of::<$int>() as u64)? {
-                    Some(host) => {
-                        // SAFETY: as for the read.
-                        let cell = unsafe { <$atomic>::from_ptr(host.cast()) };
-                        Ok(cell
-                            .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
-                            .is_ok())
-                    }
-                    None => Ok(false),
-                }
+                Ok(self.$cell(address)?.is_some_and(|cell| {
+                    cell.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+                        .is_ok()
+                }))
             }
         }
     };
 }
 
-accessors!(read_u16, write_u16, compare_exchange_u16, u16, AtomicU16);
-accessors!(read_u32, write_u32, compare_exchange_u32, u32, AtomicU32);
-accessors!(read_u64, write_u64, compare_exchange_u64, u64, AtomicU64);
+accessors!(
+    cell_u16,
+    read_u16,
+    write_u16,
+    compare_exchange_u16,
+    u16,
+    AtomicU16
+);
+accessors!(
+    cell_u32,
+    read_u32,
+    write_u32,
+    compare_exchange_u32,
+    u32,
+    AtomicU32
+);
+accessors!(
+    cell_u64,
+    read_u64,
+    write_u64,
+    compare_exchange_u64,
+    u64,
+    AtomicU64
+);
 
 impl Drop for GuestMemory {
     fn drop(&mut self) {
@@ -526,15 +543,11 @@ mod tests {
             length: 2 << 20,
         };
         // SAFETY: refused before anything could be touched.
-        assert_eq!(
-            unsafe { GuestMemory::new(&[odd]) }.err(),
-            Some(MemoryError::Unaligned(odd))
-        );
+        let refused = unsafe { GuestMemory::new(&[odd]) };
+        assert_eq!(refused.err(), Some(MemoryError::Unaligned(odd)));
         // SAFETY: no memory at all.
-        assert_eq!(
-            unsafe { GuestMemory::new(&[]) }.err(),
-            Some(MemoryError::Empty)
-        );
+        let refused = unsafe { GuestMemory::new(&[]) };
+        assert_eq!(refused.err(), Some(MemoryError::Empty));
         assert_eq!(GuestMemory::allocate(0).err(), Some(MemoryError::Empty));
     }
 }

@@ -1,0 +1,397 @@
+//! A typed builder for the QEMU command line of one box: firmware, disk, network wires, the two serial ports.
+//!
+//! It knows QEMU's options and nothing of what runs inside.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::accel::Accelerator;
+use crate::process::{self, Process};
+
+/// The emulator, from Debian's `qemu-system-x86`.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Where Debian's and others' packages put the firmware: code and variables.
+const FIRMWARE: [(&str, &str); 4] = [
+    (
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.fd",
+    ),
+    (
+        "/usr/share/OVMF/OVMF_CODE.fd",
+        "/usr/share/OVMF/OVMF_VARS.fd",
+    ),
+    (
+        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+    ),
+    (
+        "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+        "/usr/share/edk2/ovmf/OVMF_VARS.fd",
+    ),
+];
+
+/// Where a serial port leads.
+#[derive(Clone, Debug)]
+pub enum Serial {
+    /// Nowhere, but the port is there.
+    Null,
+    /// To a file, from its beginning.
+    File(PathBuf),
+    /// To a Unix socket on which QEMU listens; what is written before someone connects is lost, unless `wait`.
+    Socket {
+        /// The socket's path (at most 107 bytes).
+        path: PathBuf,
+        /// Does not start the machine before someone has connected.
+        wait: bool,
+    },
+}
+
+/// Where a network card's wire leads.
+#[derive(Clone, Debug)]
+pub enum Wire {
+    /// One Ethernet frame a datagram: QEMU binds `local` and sends to `remote`.
+    Datagram {
+        /// The socket that QEMU makes.
+        local: PathBuf,
+        /// The socket that the other end of the wire has bound.
+        remote: PathBuf,
+    },
+    /// A TAP device that exists already.
+    Tap(String),
+    /// Nowhere.
+    Unplugged,
+}
+
+/// A virtio network card.
+#[derive(Clone, Debug)]
+pub struct Nic {
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Where its wire leads.
+    pub wire: Wire,
+}
+
+/// A disk image file on a virtio block device.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The raw image.
+    pub path: PathBuf,
+    /// Keeps what the machine writes out of the file, and forgets it at the end.
+    pub snapshot: bool,
+}
+
+/// One emulated box. The fields are public: change what [`Qemu::new`] sets.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// For messages, and for `ps`.
+    pub name: String,
+    /// What executes the instructions.
+    pub accelerator: Accelerator,
+    /// CPU features in QEMU's notation after the model: `svm=off`, say.
+    pub cpu_features: Vec<String>,
+    /// Number of CPUs.
+    pub cpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disks in the order of PCI addresses; the first is booted.
+    pub disks: Vec<Disk>,
+    /// Network cards in the order of PCI addresses: LAN, WAN.
+    pub nics: Vec<Nic>,
+    /// COM1: the console for people.
+    pub com1: Serial,
+    /// COM2: telemetry.
+    pub com2: Serial,
+    /// A virtio source of entropy.
+    pub entropy: bool,
+    /// A graphics card, so that the firmware offers a framebuffer. (No window is opened in any case.)
+    pub graphics: bool,
+    /// Ends QEMU when the machine resets.
+    pub exit_on_reset: bool,
+    /// A control socket for [`crate::qmp::Qmp`].
+    pub qmp: Option<PathBuf>,
+    /// More arguments.
+    pub more: Vec<String>,
+}
+
+impl Qemu {
+    /// A box as the plan has it (q35, 2 CPUs, 768 MiB) that boots `disk`, with no network cards yet.
+    pub fn new(name: &str, accelerator: Accelerator, disk: Disk) -> Qemu {
+        Qemu {
+            name: name.to_owned(),
+            accelerator,
+            cpu_features: Vec::new(),
+            cpus: 2,
+            memory_mib: 768,
+            disks: vec![disk],
+            nics: Vec::new(),
+            com1: Serial::Null,
+            com2: Serial::Null,
+            entropy: true,
+            graphics: false,
+            exit_on_reset: false,
+            qmp: None,
+            more: Vec::new(),
+        }
+    }
+
+    /// The arguments after the program's name. `variables` is a writable copy of the firmware's variables.
+    pub fn arguments(&self, firmware: &Path, variables: &Path) -> Result<Vec<String>> {
+        let mut arguments = Vec::new();
+        let mut add = |option: &str, value: String| {
+            arguments.push(option.to_owned());
+            if !value.is_empty() {
+                arguments.push(value);
+            }
+        };
+        add("-name", option_value(&self.name)?);
+        add("-no-user-config", String::new());
+        add("-nodefaults", String::new());
+        add("-accel", self.accelerator.qemu_option().to_owned());
+        add("-M", "q35".to_owned());
+        let features: String = self
+            .cpu_features
+            .iter()
+            .map(|feature| format!(",{feature}"))
+            .collect();
+        add(
+            "-cpu",
+            format!("{}{features}", self.accelerator.cpu_model()),
+        );
+        add("-smp", self.cpus.to_string());
+        add("-m", self.memory_mib.to_string());
+        add("-display", "none".to_owned());
+        add(
+            "-drive",
+            format!(
+                "if=pflash,format=raw,unit=0,readonly=on,file={}",
+                path_value(firmware)?
+            ),
+        );
+        add(
+            "-drive",
+            format!(
+                "if=pflash,format=raw,unit=1,file={}",
+                path_value(variables)?
+            ),
+        );
+        if self.graphics {
+            add("-device", "VGA".to_owned());
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let snapshot = if disk.snapshot { "on" } else { "off" };
+            let file = path_value(&disk.path)?;
+            add(
+                "-drive",
+                format!("if=none,id=disk{index},format=raw,snapshot={snapshot},file={file}"),
+            );
+            add(
+                "-device",
+                format!("virtio-blk-pci,drive=disk{index},bootindex={}", index + 1),
+            );
+        }
+        for (index, nic) in self.nics.iter().enumerate() {
+            match &nic.wire {
+                Wire::Datagram { local, remote } => add(
+                    "-netdev",
+                    format!(
+                        "dgram,id=net{index},local.type=unix,local.path={},remote.type=unix,remote.path={}",
+                        path_value(local)?,
+                        path_value(remote)?
+                    ),
+                ),
+                Wire::Tap(device) => {
+                    add(
+                        "-netdev",
+                        format!(
+                            "tap,id=net{index},script=no,downscript=no,ifname={}",
+                            option_value(device)?
+                        ),
+                    );
+                }
+                // A hub port without a hub partner: the card is there and its frames go nowhere.
+                Wire::Unplugged => add(
+                    "-netdev",
+                    format!("hubport,id=net{index},hubid={}", index + 100),
+                ),
+            }
+            let [a, b, c, d, e, f] = nic.mac;
+            add(
+                "-device",
+                format!(
+                    "virtio-net-pci,netdev=net{index},romfile=,mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
+                ),
+            );
+        }
+        for (index, serial) in [&self.com1, &self.com2].into_iter().enumerate() {
+            let backend = match serial {
+                Serial::Null => format!("null,id=com{index}"),
+                Serial::File(path) => format!("file,id=com{index},path={}", path_value(path)?),
+                Serial::Socket { path, wait } => {
+                    let wait = if *wait { "on" } else { "off" };
+                    format!(
+                        "socket,id=com{index},server=on,wait={wait},path={}",
+                        path_value(path)?
+                    )
+                }
+            };
+            add("-chardev", backend);
+            add(
+                "-device",
+                format!("isa-serial,chardev=com{index},index={index}"),
+            );
+        }
+        if self.entropy {
+            add("-device", "virtio-rng-pci".to_owned());
+        }
+        if let Some(path) = &self.qmp {
+            add(
+                "-chardev",
+                format!(
+                    "socket,id=qmp,server=on,wait=off,path={}",
+                    path_value(path)?
+                ),
+            );
+            add("-mon", "chardev=qmp,mode=control".to_owned());
+        }
+        if self.exit_on_reset {
+            add("-no-reboot", String::new());
+        }
+        arguments.extend(self.more.iter().cloned());
+        Ok(arguments)
+    }
+
+    /// Starts the machine. Its firmware variables and what QEMU has to say (`NAME.qemu.log`) go to `directory`.
+    ///
+    /// # Errors
+    /// When QEMU or the firmware is not installed, or QEMU cannot be started. An error of QEMU's own shows when it ends: see
+    /// [`log_of`].
+    pub fn start(&self, directory: &Path) -> Result<Process> {
+        let Some((code, variables)) = FIRMWARE.iter().find(|(code, _)| Path::new(code).exists())
+        else {
+            bail!(
+                "no OVMF firmware found; `cargo xtask setup` installs it (Debian's package ovmf)"
+            );
+        };
+        let own_variables = directory.join(format!("{}.vars.fd", self.name));
+        std::fs::copy(variables, &own_variables)
+            .with_context(|| format!("cannot copy {variables} to {}", own_variables.display()))?;
+        let mut command: Command = process::command(PROGRAM)?;
+        command.args(self.arguments(Path::new(code), &own_variables)?);
+        let log = std::fs::File::create(log_path(directory, &self.name))
+            .context("cannot write QEMU's log")?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        Process::start(command, &format!("QEMU ({})", self.name))
+    }
+}
+
+fn log_path(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!("{name}.qemu.log"))
+}
+
+/// What QEMU wrote about the machine `name` that was started in `directory`.
+pub fn log_of(directory: &Path, name: &str) -> String {
+    std::fs::read_to_string(log_path(directory, name))
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// QEMU's option syntax doubles a comma to mean one.
+fn option_value(value: &str) -> Result<String> {
+    if value.is_empty() || value.contains('\n') {
+        bail!("{value:?} cannot be given to QEMU");
+    }
+    Ok(value.replace(',', ",,"))
+}
+
+fn path_value(path: &Path) -> Result<String> {
+    match path.to_str() {
+        Some(text) => option_value(text),
+        None => bail!(
+            "the path {} is not UTF-8; QEMU's options need that",
+            path.display()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Qemu {
+        let mut qemu = Qemu::new(
+            "branch",
+            Accelerator::Tcg,
+            Disk {
+                path: "/a,b/disk.img".into(),
+                snapshot: true,
+            },
+        );
+        qemu.nics = vec![
+            Nic {
+                mac: [0x52, 0x54, 0, 0, 0, 1],
+                wire: Wire::Datagram {
+                    local: "/t/lan.box".into(),
+                    remote: "/t/lan".into(),
+                },
+            },
+            Nic {
+                mac: [0x52, 0x54, 0, 0, 0, 2],
+                wire: Wire::Unplugged,
+            },
+        ];
+        qemu.com1 = Serial::Socket {
+            path: "/t/com1".into(),
+            wait: true,
+        };
+        qemu.com2 = Serial::File("/t/com2".into());
+        qemu
+    }
+
+    #[test]
+    fn the_command_line_says_what_the_box_has() {
+        let line = example()
+            .arguments(Path::new("/code.fd"), Path::new("/vars.fd"))
+            .unwrap()
+            .join(" ");
+        for part in [
+            "-accel tcg,thread=multi",
+            "-cpu max",
+            "-smp 2",
+            "-m 768",
+            "file=/a,,b/disk.img",
+            "snapshot=on",
+            "bootindex=1",
+            "dgram,id=net0,local.type=unix,local.path=/t/lan.box,remote.type=unix,remote.path=/t/lan",
+            "mac=52:54:00:00:00:01",
+            "netdev=net1",
+            "socket,id=com0,server=on,wait=on,path=/t/com1",
+            "file,id=com1,path=/t/com2",
+            "isa-serial,chardev=com1,index=1",
+            "virtio-rng-pci",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+
+    #[test]
+    fn cpu_features_follow_the_model() {
+        let mut qemu = example();
+        qemu.cpu_features = vec!["svm=off".into()];
+        let arguments = qemu.arguments(Path::new("/c"), Path::new("/v")).unwrap();
+        assert!(arguments.contains(&"max,svm=off".to_owned()));
+    }
+
+    #[test]
+    fn values_that_qemu_would_misread_are_refused() {
+        assert!(option_value("").is_err());
+        assert!(option_value("a\nb").is_err());
+        assert_eq!(option_value("a,b").unwrap(), "a,,b");
+    }
+}

@@ -120,7 +120,7 @@ impl GuestMemory {
         let mut regions: Vec<Region> = Vec::new();
         let mut guest = 0;
         for range in ranges {
-            if range.start % REGION_ALIGNMENT != 0 || range.length % REGION_ALIGNMENT != 0 {
+            if !(range.start | range.length).is_multiple_of(REGION_ALIGNMENT) {
                 return Err(MemoryError::Unaligned(*range));
             }
             let (mut host, mut left) = (range.start, range.length);
@@ -242,7 +242,7 @@ impl GuestMemory {
             length: size,
         })?;
         let piece = pieces.next();
-        Ok(if address % size == 0 {
+        Ok(if address.is_multiple_of(size) {
             piece.map(|(host, _)| host)
         } else {
             None

@@ -6,6 +6,7 @@
 
 use super::{GuestMemory, Region};
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -87,10 +88,8 @@ pub struct TableStatistics {
 impl NestedTables {
     /// Empty tables. `gigabyte_pages` says whether the CPU has 1 GiB pages (CPUID 0x80000001 EDX bit 26).
     pub fn new(gigabyte_pages: bool) -> Self {
-        let mut pages = Vec::new();
-        pages.push(Table::new());
         Self {
-            pages,
+            pages: vec![Table::new()],
             gigabyte_pages,
             leaves: [0; 2],
         }
@@ -132,7 +131,7 @@ impl NestedTables {
             .guest
             .checked_add(region.length)
             .filter(|end| *end <= LIMIT);
-        let aligned = (region.guest | region.host | region.length) % SIZE_2M == 0
+        let aligned = (region.guest | region.host | region.length).is_multiple_of(SIZE_2M)
             && region.host & !ADDRESS == 0;
         if end.is_none() || !aligned {
             return Err(MapError::Unaligned(region));
@@ -141,7 +140,7 @@ impl NestedTables {
         while done < region.length {
             let (guest, host) = (region.guest + done, region.host + done);
             let large = self.gigabyte_pages
-                && (guest | host) % SIZE_1G == 0
+                && (guest | host).is_multiple_of(SIZE_1G)
                 && region.length - done >= SIZE_1G;
             let (size, level) = if large { (SIZE_1G, 3) } else { (SIZE_2M, 2) };
             let entry = self.entry(guest, level).ok_or(MapError::Overlap(region))?;

@@ -5,5 +5,7 @@
 
 extern crate alloc;
 
+pub mod cpu;
+pub mod exit;
 pub mod host;
 pub mod mem;

@@ -29,6 +29,13 @@ const LIMIT: u64 = 1 << 48;
 #[derive(Debug)]
 pub struct FlushNeeded(());
 
+impl FlushNeeded {
+    /// For the back end alone: the next entry flushes.
+    pub(crate) fn discharge(self) {
+        let Self(()) = self;
+    }
+}
+
 /// Why a mapping cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
@@ -103,7 +110,7 @@ impl NestedTables {
         let mut tables = Self::new(gigabyte_pages);
         for region in memory.regions() {
             // One obligation for all of them.
-            let FlushNeeded(()) = tables.map(*region)?;
+            tables.map(*region)?.discharge();
         }
         Ok((tables, FlushNeeded(())))
     }

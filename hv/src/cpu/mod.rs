@@ -1,0 +1,287 @@
+//! The face that every CPU back end shows to the rest of the hypervisor: enter the guest, learn why it left, look at and change its
+//! registers, inject an event. Above it nobody knows of VMCBs. Today there is AMD's ([`svm`]); Intel's goes beside it.
+
+use crate::exit::Exit;
+use crate::mem::npt::FlushNeeded;
+use crate::mem::walk::Paging;
+use core::fmt;
+
+pub mod fpu;
+pub mod svm;
+
+/// RFLAGS bit 1, always set.
+pub const RFLAGS_ONE: u64 = 1 << 1;
+/// RFLAGS.TF: single step.
+pub const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.IF: maskable interrupts.
+pub const RFLAGS_IF: u64 = 1 << 9;
+/// RFLAGS.DF: string instructions go down.
+pub const RFLAGS_DF: u64 = 1 << 10;
+/// EFER.LME: long mode enabled.
+pub const EFER_LME: u64 = 1 << 8;
+/// EFER.SVME: SVM enabled.
+pub const EFER_SVME: u64 = 1 << 12;
+
+/// Number of a general-purpose register in instruction encodings, and index in [`Registers::gpr`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+#[allow(missing_docs)]
+pub enum Gpr {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    Rsp,
+    Rbp,
+    Rsi,
+    Rdi,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+}
+
+/// The registers that instructions use all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Registers {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15: the order of instruction encodings.
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: u64,
+}
+
+impl Registers {
+    /// One register.
+    pub fn get(&self, register: Gpr) -> u64 {
+        self.gpr[register as usize]
+    }
+
+    /// Changes one register.
+    pub fn set(&mut self, register: Gpr, value: u64) {
+        self.gpr[register as usize] = value;
+    }
+
+    /// EDX:EAX, as MSR instructions use it.
+    pub fn edx_eax(&self) -> u64 {
+        self.get(Gpr::Rdx) << 32 | self.get(Gpr::Rax) & 0xFFFF_FFFF
+    }
+
+    /// Sets EDX:EAX; the upper halves of RDX and RAX become zero.
+    pub fn set_edx_eax(&mut self, value: u64) {
+        self.set(Gpr::Rdx, value >> 32);
+        self.set(Gpr::Rax, value & 0xFFFF_FFFF);
+    }
+}
+
+/// A segment register with what the CPU keeps hidden beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    /// Selector.
+    pub selector: u16,
+    /// Type (bits 0 to 3), S (4), DPL (5, 6), P (7), AVL (8), L (9), D/B (10), G (11).
+    pub attributes: u16,
+    /// Limit in bytes, granularity already applied.
+    pub limit: u32,
+    /// Linear address of its first byte.
+    pub base: u64,
+}
+
+impl Segment {
+    /// Descriptor privilege level.
+    pub fn dpl(&self) -> u8 {
+        (self.attributes >> 5 & 3) as u8
+    }
+
+    /// The L bit: 64-bit code.
+    pub fn is_long(&self) -> bool {
+        self.attributes & 1 << 9 != 0
+    }
+
+    /// The D/B bit: 32-bit code or stack.
+    pub fn is_big(&self) -> bool {
+        self.attributes & 1 << 10 != 0
+    }
+}
+
+/// Everything else that decides how the guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct System {
+    pub cs: Segment,
+    pub ss: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub ldtr: Segment,
+    pub tr: Segment,
+    /// Only base and limit count.
+    pub gdtr: Segment,
+    /// Only base and limit count.
+    pub idtr: Segment,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    /// As the guest sees it.
+    pub efer: u64,
+    pub dr6: u64,
+    pub dr7: u64,
+    pub pat: u64,
+}
+
+impl System {
+    /// The registers that decide address translation.
+    pub fn paging(&self) -> Paging {
+        Paging {
+            cr0: self.cr0,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            efer: self.efer,
+        }
+    }
+
+    /// Current privilege level. On AMD that is the stack segment's (APM vol. 2, 15.5.1).
+    pub fn cpl(&self) -> u8 {
+        self.ss.dpl()
+    }
+
+    /// Width of the code that runs, in bits: 16, 32 or 64.
+    pub fn code_bits(&self) -> u32 {
+        if self.efer & crate::mem::walk::EFER_LMA != 0 && self.cs.is_long() {
+            64
+        } else if self.cs.is_big() {
+            32
+        } else {
+            16
+        }
+    }
+}
+
+/// Something to deliver through the guest's interrupt table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// An external interrupt with its vector.
+    Interrupt(u8),
+    /// A non-maskable interrupt.
+    Nmi,
+    /// An exception with its vector and, where it has one, its error code.
+    Exception(u8, Option<u32>),
+}
+
+/// Vector of #DB.
+pub const DEBUG_EXCEPTION: u8 = 1;
+/// #UD.
+pub const INVALID_OPCODE: Event = Event::Exception(6, None);
+/// #GP(0).
+pub const GENERAL_PROTECTION: Event = Event::Exception(13, Some(0));
+/// Vector of #PF.
+pub const PAGE_FAULT: u8 = 14;
+
+/// Whether the guest would take an external interrupt at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Yes.
+    Ready,
+    /// No: RFLAGS.IF is clear. [`Vcpu::watch_window`] tells when it is set.
+    Masked,
+    /// No: the instruction after STI or MOV SS comes first.
+    Shadow,
+    /// No: another event is about to be delivered.
+    Busy,
+}
+
+/// Why this CPU cannot run guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Neither vendor's extension is there.
+    NoVirtualisation,
+    /// Intel VMX is there; there is no back end for it yet.
+    NoVmxYet,
+    /// SVM without nested paging.
+    NoNestedPaging,
+    /// VM_CR.SVMDIS is set, and may be changed in firmware setup.
+    DisabledByFirmware,
+    /// VM_CR.SVMDIS is set and locked with a key.
+    LockedByFirmware,
+    /// Another hypervisor on this CPU has SVM in use.
+    InUse,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoVirtualisation => "this CPU has no virtualisation extension (CPUID shows neither SVM nor VMX)",
+            Self::NoVmxYet => "this CPU has Intel VMX, which this version cannot use yet (it needs AMD-V)",
+            Self::NoNestedPaging => "this CPU has AMD-V without nested paging (CPUID 8000000Ah EDX.NP), which the guest needs",
+            Self::DisabledByFirmware => "AMD-V is switched off in firmware setup (VM_CR.SVMDIS)",
+            Self::LockedByFirmware => "AMD-V is switched off and locked by the firmware (VM_CR.SVMDIS with SVM_LOCK)",
+            Self::InUse => "AMD-V is already in use on this CPU (EFER.SVME is set)",
+        })
+    }
+}
+
+/// A virtual CPU on some back end. It runs on the CPU that last called [`Vcpu::bind`].
+pub trait Vcpu {
+    /// Makes the calling CPU ready to run it and loads what entering does not.
+    ///
+    /// # Errors
+    /// [`Unavailable`] if this CPU cannot run guests.
+    fn bind(&mut self) -> Result<(), Unavailable>;
+
+    /// Takes back from the calling CPU what `bind` loaded. The guest's state is then in memory only.
+    fn unbind(&mut self);
+
+    /// Runs the guest until something needs the hypervisor. Only between `bind` and `unbind`.
+    fn enter(&mut self) -> Exit;
+
+    /// General-purpose registers, RIP, RFLAGS.
+    fn registers(&self) -> &Registers;
+
+    /// The same to change them.
+    fn registers_mut(&mut self) -> &mut Registers;
+
+    /// A copy of the system registers.
+    fn system(&self) -> System;
+
+    /// Replaces the system registers.
+    fn set_system(&mut self, system: &System);
+
+    /// Address of the next instruction, if the CPU told it for the last exit.
+    fn next_rip(&self) -> Option<u64>;
+
+    /// Ends the current instruction: continues at `rip`, and the interrupt shadow is over.
+    fn retire(&mut self, rip: u64);
+
+    /// Whether an external interrupt could be delivered now.
+    fn delivery(&self) -> Delivery;
+
+    /// Delivers `event` on the next entry. It replaces one that was to be delivered.
+    fn inject(&mut self, event: Event);
+
+    /// Whether to leave the guest as soon as it would take an interrupt ([`Exit::InterruptWindow`]).
+    fn watch_window(&mut self, on: bool);
+
+    /// Discharges a flush obligation at the next entry.
+    fn flush(&mut self, needed: FlushNeeded);
+
+    /// Guest TSC minus host TSC.
+    fn tsc_offset(&self) -> u64;
+
+    /// Changes that difference.
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Changes TSC_AUX, which RDTSCP and RDPID read.
+    fn set_tsc_aux(&mut self, value: u32);
+
+    /// The back end's own words for the last exit: code and two details.
+    fn raw_exit(&self) -> [u64; 3];
+}

@@ -1,0 +1,257 @@
+//! What VMRUN would refuse, found out before it does (APM vol. 2, 15.5.1, "Canonicalization and Consistency Checks").
+//!
+//! A pure function: silicon only says "invalid", the emulator accepts some of what silicon rejects, and its early failures overwrite the
+//! evidence.
+
+use super::vmcb::{Vmcb, event, second, virtual_interrupt};
+use crate::cpu::{EFER_LME, EFER_SVME};
+use crate::mem::walk::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};
+
+const CR0_NW: u64 = 1 << 29;
+const CR0_CD: u64 = 1 << 30;
+/// SCE, LME, LMA, NXE, SVME, LMSLE, FFXSR, TCE.
+const EFER_KNOWN: u64 = 0xFD01;
+/// VME to SMXE as far as AMD has them, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, CET; LA57 and UMIP too.
+const CR4_KNOWN: u64 = 0x00F7_1FFF;
+
+/// How wide the CPU's addresses are, in bits, and how many address spaces it tells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// CPUID 80000008h EAX bits 0 to 7.
+    pub physical_bits: u32,
+    /// CPUID 8000000Ah EBX.
+    pub asids: u32,
+}
+
+/// Finds the first rule that `vmcb` breaks.
+///
+/// # Errors
+/// The rule, in words.
+pub fn check_vmcb(vmcb: &Vmcb, limits: Limits) -> Result<(), &'static str> {
+    let (control, save) = (&vmcb.control, &vmcb.save);
+    let too_far = |address: u64, bytes: u64| {
+        address
+            .checked_add(bytes)
+            .is_none_or(|end| end > 1 << limits.physical_bits)
+    };
+    let long = save.efer & EFER_LME != 0 && save.cr0 & CR0_PG != 0;
+    let kind = control.event & event::TYPE;
+    let vector = control.event & 0xFF;
+    let rules = [
+        (save.efer & EFER_SVME == 0, "EFER.SVME is clear"),
+        (save.efer & !EFER_KNOWN != 0, "EFER has reserved bits"),
+        (
+            save.cr0 & CR0_CD == 0 && save.cr0 & CR0_NW != 0,
+            "CR0.NW is set without CR0.CD",
+        ),
+        (save.cr0 >> 32 != 0, "CR0 has bits above 31"),
+        (
+            save.cr3 >> limits.physical_bits != 0 && long,
+            "CR3 is beyond the physical address width",
+        ),
+        (save.cr4 & !CR4_KNOWN != 0, "CR4 has reserved bits"),
+        (save.dr6 >> 32 != 0, "DR6 has bits above 31"),
+        (save.dr7 >> 32 != 0, "DR7 has bits above 31"),
+        (
+            save.cr0 & CR0_PG != 0 && save.cr0 & CR0_PE == 0,
+            "CR0.PG is set without CR0.PE",
+        ),
+        (
+            long && save.cr4 & CR4_PAE == 0,
+            "long mode is on without CR4.PAE",
+        ),
+        (
+            long && save.cr0 & CR0_PE == 0,
+            "long mode is on without CR0.PE",
+        ),
+        (
+            long && save.cs.is_long() && save.cs.is_big(),
+            "CS.L and CS.D are both set in long mode",
+        ),
+        (
+            long != (save.efer & EFER_LMA != 0),
+            "EFER.LMA differs from EFER.LME and CR0.PG",
+        ),
+        (
+            control.intercept_second & second::VMRUN == 0,
+            "VMRUN is not intercepted",
+        ),
+        (
+            too_far(control.msrpm, 8 << 10),
+            "the MSR permission map is beyond the physical address width",
+        ),
+        (
+            too_far(control.iopm, 12 << 10),
+            "the I/O permission map is beyond the physical address width",
+        ),
+        (
+            (control.msrpm | control.iopm) & 0xFFF != 0,
+            "a permission map is not aligned to 4 KiB",
+        ),
+        (control.asid == 0, "the ASID is zero, which is the host's"),
+        (
+            control.asid >= limits.asids,
+            "the ASID is beyond what the CPU has",
+        ),
+        (
+            !matches!(control.tlb_control, 0 | 1 | 3 | 7),
+            "TLB_CONTROL is reserved",
+        ),
+        (
+            control.nested & 1 != 0 && control.nested_cr3 & 0xFFF != 0,
+            "the nested CR3 is not aligned to 4 KiB",
+        ),
+        (
+            control.nested & 1 != 0 && too_far(control.nested_cr3, 4096),
+            "the nested CR3 is beyond the physical address width",
+        ),
+        (
+            control.nested & 1 != 0 && !pat_is_valid(save.pat),
+            "G_PAT has a reserved memory type",
+        ),
+        (
+            control.event & event::VALID != 0
+                && !matches!(
+                    kind,
+                    event::EXTERNAL | event::NMI | event::EXCEPTION | event::SOFTWARE
+                ),
+            "the event to inject has a reserved type",
+        ),
+        (
+            control.event & event::VALID != 0
+                && kind == event::EXCEPTION
+                && (vector > 31 || vector == 2),
+            "the exception to inject has a vector that no exception has",
+        ),
+        (
+            save.rflags & crate::cpu::RFLAGS_ONE == 0,
+            "RFLAGS bit 1 is clear",
+        ),
+        // Not rules of silicon, but of ours.
+        (
+            control.shadow & 1 != 0
+                && (control.event & event::VALID != 0
+                    || control.virtual_interrupt & virtual_interrupt::V_IRQ != 0),
+            "an interrupt is armed in an interrupt shadow, which not every CPU loads",
+        ),
+        (
+            save.cpl != save.ss.dpl() && save.cr0 & CR0_PE != 0,
+            "CPL differs from SS.DPL",
+        ),
+    ];
+    match rules.iter().find(|(broken, _)| *broken) {
+        Some((_, rule)) => Err(rule),
+        None => Ok(()),
+    }
+}
+
+/// True if all eight memory types exist (APM vol. 2, 7.8.1).
+pub fn pat_is_valid(pat: u64) -> bool {
+    pat.to_le_bytes()
+        .iter()
+        .all(|kind| matches!(kind, 0 | 1 | 4..=7))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::svm::vmcb::first;
+
+    const LIMITS: Limits = Limits {
+        physical_bits: 40,
+        asids: 16,
+    };
+
+    fn good() -> Vmcb {
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.control.intercept_first = first::INTR;
+        vmcb.control.intercept_second = second::VMRUN;
+        vmcb.control.asid = 1;
+        vmcb.control.nested = 1;
+        vmcb.save.efer = EFER_SVME;
+        vmcb.save.rflags = 2;
+        vmcb.save.pat = 0x0007_0406_0007_0406;
+        vmcb
+    }
+
+    fn long() -> Vmcb {
+        let mut vmcb = good();
+        vmcb.save.efer |= EFER_LME | EFER_LMA;
+        vmcb.save.cr0 = CR0_PE | CR0_PG;
+        vmcb.save.cr4 = CR4_PAE;
+        vmcb.save.cs.attributes = 1 << 9;
+        vmcb
+    }
+
+    #[test]
+    fn good_states_pass() {
+        assert_eq!(check_vmcb(&good(), LIMITS), Ok(()));
+        assert_eq!(check_vmcb(&long(), LIMITS), Ok(()));
+    }
+
+    #[test]
+    fn each_rule_is_found_by_its_own_words() {
+        let cases: [(fn() -> Vmcb, fn(&mut Vmcb), &str); 25] = [
+            (good, |v| v.save.efer = 0, "EFER.SVME"),
+            (good, |v| v.save.efer |= 1 << 20, "EFER has reserved"),
+            (good, |v| v.save.cr0 = CR0_NW, "CR0.NW"),
+            (good, |v| v.save.cr0 = 1 << 32, "CR0 has bits"),
+            (long, |v| v.save.cr3 = 1 << 40, "CR3 is beyond"),
+            (good, |v| v.save.cr4 = 1 << 31, "CR4 has"),
+            (good, |v| v.save.dr6 = 1 << 32, "DR6"),
+            (good, |v| v.save.dr7 = 1 << 32, "DR7"),
+            (good, |v| v.save.cr0 = CR0_PG, "CR0.PG is set without"),
+            (long, |v| v.save.cr4 = 0, "without CR4.PAE"),
+            (long, |v| v.save.cs.attributes |= 1 << 10, "CS.L and CS.D"),
+            (long, |v| v.save.efer &= !EFER_LMA, "EFER.LMA differs"),
+            (good, |v| v.control.intercept_second = 0, "VMRUN is not"),
+            (good, |v| v.control.msrpm = 1 << 40, "MSR permission map"),
+            (
+                good,
+                |v| v.control.iopm = (1 << 40) - 0x2000,
+                "I/O permission map",
+            ),
+            (good, |v| v.control.iopm = 0x800, "not aligned"),
+            (good, |v| v.control.asid = 0, "ASID is zero"),
+            (good, |v| v.control.asid = 16, "ASID is beyond"),
+            (good, |v| v.control.tlb_control = 2, "TLB_CONTROL"),
+            (
+                good,
+                |v| v.control.nested_cr3 = 8,
+                "nested CR3 is not aligned",
+            ),
+            (
+                good,
+                |v| v.control.nested_cr3 = 1 << 41,
+                "nested CR3 is beyond",
+            ),
+            (good, |v| v.save.pat = 2, "G_PAT"),
+            (
+                good,
+                |v| v.control.event = event::VALID | 1 << 8,
+                "reserved type",
+            ),
+            (
+                good,
+                |v| v.control.event = event::VALID | event::EXCEPTION | 32,
+                "no exception has",
+            ),
+            (good, |v| v.save.rflags = 0, "RFLAGS"),
+        ];
+        for (base, spoil, words) in cases {
+            let mut vmcb = base();
+            spoil(&mut vmcb);
+            let rule = check_vmcb(&vmcb, LIMITS).expect_err(words);
+            assert!(rule.contains(words), "{rule:?} does not speak of {words:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_armed_in_a_shadow() {
+        let mut vmcb = good();
+        vmcb.control.shadow = 1;
+        assert_eq!(check_vmcb(&vmcb, LIMITS), Ok(()));
+        vmcb.control.event = event::VALID | 0x20;
+        assert!(check_vmcb(&vmcb, LIMITS).is_err());
+    }
+}

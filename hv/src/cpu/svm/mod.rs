@@ -1,0 +1,520 @@
+//! AMD SVM with nested paging (APM vol. 2, chapter 15), written to what QEMU's and silicon's implementations have in common: neither
+//! next RIP nor decode assists nor clean bits are needed.
+
+use super::fpu::FpuState;
+use super::{Delivery, Event, Gpr, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
+use super::{EFER_SVME, RFLAGS_ONE};
+use crate::exit::Exit;
+use crate::mem::npt::{FlushNeeded, NestedTables};
+use alloc::boxed::Box;
+use check::check_vmcb;
+use core::arch::x86_64::{__cpuid, CpuidResult};
+use detect::Capabilities;
+use vmcb::{Vmcb, event, first, second, virtual_interrupt};
+
+pub mod check;
+pub mod detect;
+mod exits;
+mod instructions;
+pub mod vmcb;
+
+/// MSRs that the guest reads and writes without an exit: VMSAVE and VMLOAD exchange exactly these (APM vol. 2, 15.5.2), so a
+/// guest's values never meet the host's. STAR, LSTAR, CSTAR, SFMASK, FS.base, GS.base, KernelGSbase, SYSENTER_CS, _ESP, _EIP.
+const DIRECT_MSRS: [u32; 10] = [
+    0xC000_0081,
+    0xC000_0082,
+    0xC000_0083,
+    0xC000_0084,
+    0xC000_0100,
+    0xC000_0101,
+    0xC000_0102,
+    0x174,
+    0x175,
+    0x176,
+];
+
+/// #DB and #AC are watched because a guest can make the CPU deliver them to itself for ever, out of reach of interrupts
+/// (CVE-2015-8104, CVE-2015-5307); #MC because it concerns the box.
+const WATCHED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+/// Finds out whether the calling CPU can run guests.
+///
+/// # Errors
+/// [`Unavailable`], which says why not.
+///
+/// # Safety
+/// Runs at CPL 0.
+pub unsafe fn detect() -> Result<Capabilities, Unavailable> {
+    // SAFETY: `judge` reads VM_CR only where CPUID shows SVM, which has it; CPL 0 by the caller's promise.
+    detect::judge(cpuid, || unsafe {
+        instructions::read_msr(instructions::VM_CR)
+    })
+}
+
+fn cpuid(leaf: u32) -> CpuidResult {
+    __cpuid(leaf)
+}
+
+#[repr(C, align(4096))]
+struct Pages<const BYTES: usize>([u8; BYTES]);
+
+impl<const BYTES: usize> Pages<BYTES> {
+    /// Host-physical address: memory is identity-mapped.
+    fn address(&mut self) -> u64 {
+        core::ptr::from_mut(self).expose_provenance() as u64
+    }
+}
+
+/// A vCPU in a VMCB.
+pub struct SvmVcpu {
+    vmcb: Box<Vmcb>,
+    registers: Registers,
+    capabilities: Capabilities,
+    fpu: FpuState,
+    tsc_aux: u32,
+    bound: bool,
+    /// State was changed in a way that may break a rule of VMRUN.
+    unchecked: bool,
+    /// What the CPU was given, to be told from what a refused entry leaves.
+    #[cfg(debug_assertions)]
+    entered_with: Box<Vmcb>,
+    /// Kept alive for the addresses in the VMCB and in the CPU.
+    nested: NestedTables,
+    host_area: Box<Pages<4096>>,
+    host_save: Box<Pages<4096>>,
+    _msrpm: Box<Pages<8192>>,
+    _iopm: Box<Pages<12288>>,
+}
+
+impl SvmVcpu {
+    /// A vCPU that sees `nested` as its physical memory. Its registers are zero: [`Vcpu::set_system`] comes next.
+    pub fn new(capabilities: Capabilities, nested: NestedTables, needed: FlushNeeded) -> Self {
+        let mut msrpm = Box::new(Pages([0xFF; 8192]));
+        for msr in DIRECT_MSRS {
+            allow_msr(&mut msrpm.0, msr);
+        }
+        let mut iopm = Box::new(Pages([0xFF; 12288]));
+        let mut vmcb = Box::new(Vmcb::zeroed());
+        let control = &mut vmcb.control;
+        control.intercept_cr = 1 << 8 | 1 << 24;
+        control.intercept_exceptions = WATCHED_EXCEPTIONS;
+        control.intercept_first = first::INTR
+            | first::NMI
+            | first::RDPMC
+            | first::CPUID
+            | first::INVD
+            | first::HLT
+            | first::INVLPGA
+            | first::IO
+            | first::MSR
+            | first::TASK_SWITCH
+            | first::SHUTDOWN;
+        control.intercept_second = second::VMRUN
+            | second::VMMCALL
+            | second::VMLOAD
+            | second::VMSAVE
+            | second::STGI
+            | second::CLGI
+            | second::SKINIT
+            | second::WBINVD
+            | second::MONITOR
+            | second::MWAIT
+            | second::MWAIT_ARMED
+            | second::XSETBV
+            | second::RDPRU;
+        control.iopm = iopm.address();
+        control.msrpm = msrpm.address();
+        control.asid = 1;
+        control.virtual_interrupt = virtual_interrupt::MASKING;
+        control.nested = 1;
+        control.nested_cr3 = nested.root();
+        let mut this = Self {
+            #[cfg(debug_assertions)]
+            entered_with: vmcb.clone(),
+            vmcb,
+            registers: Registers {
+                rflags: RFLAGS_ONE,
+                ..Registers::default()
+            },
+            capabilities,
+            fpu: FpuState::reset(),
+            tsc_aux: 0,
+            bound: false,
+            unchecked: true,
+            nested,
+            host_area: Box::new(Pages([0; 4096])),
+            host_save: Box::new(Pages([0; 4096])),
+            _msrpm: msrpm,
+            _iopm: iopm,
+        };
+        this.flush(needed);
+        this
+    }
+
+    /// The nested tables it runs on.
+    pub fn nested(&self) -> &NestedTables {
+        &self.nested
+    }
+
+    fn load_registers(&mut self) {
+        let save = &mut self.vmcb.save;
+        save.rax = self.registers.get(Gpr::Rax);
+        save.rsp = self.registers.get(Gpr::Rsp);
+        save.rip = self.registers.rip;
+        save.rflags = self.registers.rflags | RFLAGS_ONE;
+    }
+
+    fn store_registers(&mut self) {
+        let save = &self.vmcb.save;
+        self.registers.set(Gpr::Rax, save.rax);
+        self.registers.set(Gpr::Rsp, save.rsp);
+        self.registers.rip = save.rip;
+        self.registers.rflags = save.rflags;
+    }
+}
+
+impl Vcpu for SvmVcpu {
+    fn bind(&mut self) -> Result<(), Unavailable> {
+        // SAFETY: (1) vCPUs are bound by the box, at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
+        // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save page is
+        // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`).
+        unsafe {
+            detect()?;
+            let efer = instructions::read_msr(instructions::EFER);
+            if efer & EFER_SVME != 0 {
+                return Err(Unavailable::InUse);
+            }
+            instructions::write_msr(
+                instructions::EFER,
+                efer | EFER_SVME | crate::mem::walk::EFER_NXE,
+            );
+            instructions::write_msr(instructions::VM_HSAVE_PA, self.host_save.address());
+            if has_tsc_aux() {
+                instructions::write_msr(instructions::TSC_AUX, u64::from(self.tsc_aux));
+            }
+            self.fpu.load();
+        }
+        self.vmcb.control.tlb_control = 1;
+        self.bound = true;
+        Ok(())
+    }
+
+    fn unbind(&mut self) {
+        if !core::mem::take(&mut self.bound) {
+            return;
+        }
+        // SAFETY: this CPU was bound, so it is at CPL 0 with SVM enabled by us; GIF is set outside `enter`.
+        unsafe {
+            self.fpu.save();
+            instructions::write_msr(instructions::VM_HSAVE_PA, 0);
+            let efer = instructions::read_msr(instructions::EFER);
+            instructions::write_msr(instructions::EFER, efer & !EFER_SVME);
+        }
+    }
+
+    fn enter(&mut self) -> Exit {
+        if !self.bound {
+            return Exit::BadState("the vCPU is not bound to a CPU");
+        }
+        self.load_registers();
+        if self.unchecked || cfg!(debug_assertions) {
+            if let Err(rule) = check_vmcb(&self.vmcb, self.capabilities.limits) {
+                return Exit::BadState(rule);
+            }
+            self.unchecked = false;
+        }
+        #[cfg(debug_assertions)]
+        self.entered_with.clone_from(&self.vmcb);
+        let vmcb = core::ptr::from_mut(&mut *self.vmcb).expose_provenance() as u64;
+        let host_area = self.host_area.address();
+        // SAFETY: (1) bound: CPL 0, SVME and VM_HSAVE_PA set; interrupts are off in host mode; (2) the VMCB intercepts what could touch the host: all
+        // ports, all MSRs but those that VMSAVE exchanges, SVM instructions; nested tables reach guest memory only; (3) memory is identity-mapped;
+        // (4) `bind` loaded the guest's x87 and SSE state.
+        unsafe { instructions::enter(&mut self.registers, vmcb, host_area) };
+        self.store_registers();
+        let control = &mut self.vmcb.control;
+        control.tlb_control = 0;
+        control.event = exits::to_deliver_again(control.exit_int_info);
+        let exit = exits::decode(&self.vmcb);
+        #[cfg(debug_assertions)]
+        if matches!(exit, Exit::BadState(_)) {
+            // What was entered with is the evidence; the state that a refused entry leaves is not the guest's.
+            self.vmcb.save.clone_from(&self.entered_with.save);
+            self.store_registers();
+        }
+        exit
+    }
+
+    fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+
+    fn system(&self) -> System {
+        let save = &self.vmcb.save;
+        System {
+            cs: save.cs,
+            ss: save.ss,
+            ds: save.ds,
+            es: save.es,
+            fs: save.fs,
+            gs: save.gs,
+            ldtr: save.ldtr,
+            tr: save.tr,
+            gdtr: save.gdtr,
+            idtr: save.idtr,
+            cr0: save.cr0,
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer & !EFER_SVME,
+            dr6: save.dr6,
+            dr7: save.dr7,
+            pat: save.pat,
+        }
+    }
+
+    fn set_system(&mut self, system: &System) {
+        let save = &mut self.vmcb.save;
+        save.cs = system.cs;
+        save.ss = system.ss;
+        save.ds = system.ds;
+        save.es = system.es;
+        save.fs = system.fs;
+        save.gs = system.gs;
+        save.ldtr = system.ldtr;
+        save.tr = system.tr;
+        save.gdtr = system.gdtr;
+        save.idtr = system.idtr;
+        save.cr0 = system.cr0;
+        save.cr2 = system.cr2;
+        save.cr3 = system.cr3;
+        save.cr4 = system.cr4;
+        save.efer = system.efer | EFER_SVME;
+        save.dr6 = system.dr6;
+        save.dr7 = system.dr7;
+        save.pat = system.pat;
+        save.cpl = system.cpl();
+        self.unchecked = true;
+    }
+
+    fn next_rip(&self) -> Option<u64> {
+        Some(self.vmcb.control.next_rip).filter(|rip| self.capabilities.next_rip && *rip != 0)
+    }
+
+    fn retire(&mut self, rip: u64) {
+        self.registers.rip = rip;
+        self.vmcb.control.shadow &= !1;
+    }
+
+    fn delivery(&self) -> Delivery {
+        let control = &self.vmcb.control;
+        if control.event & event::VALID != 0 {
+            Delivery::Busy
+        } else if control.shadow & 1 != 0 {
+            Delivery::Shadow
+        } else if self.registers.rflags & RFLAGS_IF == 0 {
+            Delivery::Masked
+        } else {
+            Delivery::Ready
+        }
+    }
+
+    fn inject(&mut self, injected: Event) {
+        self.vmcb.control.event = event::VALID
+            | match injected {
+                Event::Interrupt(vector) => event::EXTERNAL | u64::from(vector),
+                Event::Nmi => event::NMI | 2,
+                Event::Exception(vector, None) => event::EXCEPTION | u64::from(vector),
+                Event::Exception(vector, Some(code)) => {
+                    event::EXCEPTION | event::HAS_ERROR | u64::from(vector) | u64::from(code) << 32
+                }
+            };
+    }
+
+    fn watch_window(&mut self, on: bool) {
+        let control = &mut self.vmcb.control;
+        // A virtual interrupt that never arrives: its intercept comes first. Its vector is of no account.
+        let bits =
+            virtual_interrupt::V_IRQ | virtual_interrupt::PRIORITY | virtual_interrupt::IGNORE_TPR;
+        if on {
+            control.virtual_interrupt |= bits;
+            control.intercept_first |= first::VINTR;
+        } else {
+            control.virtual_interrupt &= !bits;
+            control.intercept_first &= !first::VINTR;
+        }
+    }
+
+    fn flush(&mut self, needed: FlushNeeded) {
+        needed.discharge();
+        self.vmcb.control.tlb_control = 1;
+    }
+
+    fn tsc_offset(&self) -> u64 {
+        self.vmcb.control.tsc_offset
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.control.tsc_offset = offset;
+    }
+
+    fn set_tsc_aux(&mut self, value: u32) {
+        self.tsc_aux = value;
+        if self.bound && has_tsc_aux() {
+            // SAFETY: bound, so CPL 0; the CPU has the MSR; the hypervisor reads TSC_AUX nowhere.
+            unsafe { instructions::write_msr(instructions::TSC_AUX, u64::from(value)) };
+        }
+    }
+
+    fn raw_exit(&self) -> [u64; 3] {
+        let control = &self.vmcb.control;
+        [control.exit_code, control.exit_info_1, control.exit_info_2]
+    }
+}
+
+impl Drop for SvmVcpu {
+    fn drop(&mut self) {
+        self.unbind();
+    }
+}
+
+/// RDTSCP, or RDPID, which reads the same MSR.
+fn has_tsc_aux() -> bool {
+    cpuid(0x8000_0001).edx & 1 << 27 != 0
+}
+
+/// Clears the read and write bits of one MSR (APM vol. 2, 15.11).
+fn allow_msr(map: &mut [u8; 8192], msr: u32) {
+    let bit = match msr {
+        0..=0x1FFF => msr,
+        0xC000_0000..=0xC000_1FFF => 0x2000 + (msr - 0xC000_0000),
+        0xC001_0000..=0xC001_1FFF => 0x4000 + (msr - 0xC001_0000),
+        _ => return,
+    } * 2;
+    if let Some(byte) = map.get_mut(bit as usize / 8) {
+        *byte &= !(3 << (bit % 8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::GuestMemory;
+    use check::Limits;
+
+    fn vcpu() -> SvmVcpu {
+        let memory = GuestMemory::allocate(2 << 20).unwrap();
+        let (nested, needed) = NestedTables::of(&memory, true).unwrap();
+        let limits = Limits {
+            physical_bits: 52,
+            asids: 16,
+        };
+        SvmVcpu::new(
+            Capabilities {
+                limits,
+                next_rip: false,
+                gigabyte_pages: true,
+            },
+            nested,
+            needed,
+        )
+    }
+
+    #[test]
+    fn a_new_vcpu_passes_the_check() {
+        let mut vcpu = vcpu();
+        vcpu.set_system(&System {
+            pat: 0x0007_0406_0007_0406,
+            ..System::default()
+        });
+        vcpu.load_registers();
+        assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
+        assert_eq!(
+            vcpu.vmcb.control.tlb_control, 1,
+            "new tables are flushed for"
+        );
+    }
+
+    #[test]
+    fn an_unbound_vcpu_does_not_run() {
+        assert!(matches!(vcpu().enter(), Exit::BadState(_)));
+    }
+
+    #[test]
+    fn only_exchanged_msrs_are_direct() {
+        let mut map = [0xFF; 8192];
+        DIRECT_MSRS.iter().for_each(|msr| allow_msr(&mut map, *msr));
+        let clear: u32 = map.iter().map(|byte| byte.count_zeros()).sum();
+        assert_eq!(clear as usize, 2 * DIRECT_MSRS.len());
+        // STAR: MSR C0000081h, bits 102h and 103h of the second 2 KiB.
+        assert_eq!(map[0x800 + 0x102 / 8], !(3 << 2) & !(3 << 4) & !(3 << 6));
+        // SYSENTER_EIP: bits 2ECh, 2EDh.
+        assert_eq!(map[0x2EC / 8] >> 4 & 3, 0);
+    }
+
+    #[test]
+    fn delivery_follows_flags_shadow_and_events() {
+        let mut vcpu = vcpu();
+        assert_eq!(vcpu.delivery(), Delivery::Masked);
+        vcpu.registers.rflags |= RFLAGS_IF;
+        assert_eq!(vcpu.delivery(), Delivery::Ready);
+        vcpu.vmcb.control.shadow = 1;
+        assert_eq!(vcpu.delivery(), Delivery::Shadow);
+        vcpu.retire(0x42);
+        assert_eq!(
+            (vcpu.delivery(), vcpu.registers.rip),
+            (Delivery::Ready, 0x42)
+        );
+        vcpu.inject(Event::Interrupt(0x30));
+        assert_eq!(vcpu.delivery(), Delivery::Busy);
+        assert_eq!(vcpu.vmcb.control.event, 0x8000_0030);
+        vcpu.inject(Event::Exception(14, Some(2)));
+        assert_eq!(vcpu.vmcb.control.event, 0x2_8000_0B0E);
+        vcpu.inject(Event::Nmi);
+        assert_eq!(vcpu.vmcb.control.event, 0x8000_0202);
+    }
+
+    #[test]
+    fn the_window_is_watched_and_let_go() {
+        let mut vcpu = vcpu();
+        vcpu.watch_window(true);
+        assert_eq!(vcpu.vmcb.control.virtual_interrupt, 0x11F_0100);
+        assert_ne!(vcpu.vmcb.control.intercept_first & first::VINTR, 0);
+        vcpu.watch_window(false);
+        assert_eq!(
+            vcpu.vmcb.control.virtual_interrupt,
+            virtual_interrupt::MASKING
+        );
+        assert_eq!(vcpu.vmcb.control.intercept_first & first::VINTR, 0);
+    }
+
+    #[test]
+    fn system_registers_come_back_as_set() {
+        let mut vcpu = vcpu();
+        let segment = |selector: u16| crate::cpu::Segment {
+            selector,
+            attributes: 0x93,
+            limit: 0xFFFF,
+            base: 0x1000,
+        };
+        let system = System {
+            cs: segment(8),
+            ss: segment(16),
+            tr: segment(24),
+            gdtr: segment(0),
+            cr0: 0x8000_0011,
+            cr3: 0x1000,
+            cr4: 0x20,
+            efer: 0x500,
+            pat: 6,
+            ..System::default()
+        };
+        vcpu.set_system(&system);
+        assert_eq!(vcpu.system(), system);
+        assert_eq!(vcpu.vmcb.save.efer, 0x1500);
+    }
+}

@@ -1,5 +1,10 @@
 //! The whole scenario: two boxes, a line between them, a client, a server.
 
+mod line;
+mod namespace;
+mod observe;
+mod wires;
+
 /// What `cargo xtask run` is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {}

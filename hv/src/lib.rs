@@ -6,6 +6,8 @@
 extern crate alloc;
 
 pub mod cpu;
+pub mod decode;
+pub mod emulate;
 pub mod exit;
 pub mod host;
 pub mod mem;

@@ -6,6 +6,7 @@ use crate::mem::npt::FlushNeeded;
 use crate::mem::walk::Paging;
 use core::fmt;
 
+pub(crate) mod alu;
 pub mod fpu;
 pub mod svm;
 

@@ -6,8 +6,10 @@
 extern crate alloc;
 
 pub mod cpu;
+pub mod cpuid;
 pub mod decode;
 pub mod emulate;
 pub mod exit;
 pub mod host;
 pub mod mem;
+pub mod msr;

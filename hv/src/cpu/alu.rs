@@ -47,7 +47,7 @@ fn of_result(result: u64, width: u8) -> u64 {
     if result & sign_bit(width) != 0 {
         flags |= SF;
     }
-    if (result as u8).count_ones() % 2 == 0 {
+    if (result as u8).count_ones().is_multiple_of(2) {
         flags |= PF;
     }
     flags

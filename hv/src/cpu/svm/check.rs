@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn each_rule_is_found_by_its_own_words() {
-        let cases: [(fn() -> Vmcb, fn(&mut Vmcb), &str); 25] = [
+        type Case = (fn() -> Vmcb, fn(&mut Vmcb), &'static str);
+        let cases: [Case; 25] = [
             (good, |v| v.save.efer = 0, "EFER.SVME"),
             (good, |v| v.save.efer |= 1 << 20, "EFER has reserved"),
             (good, |v| v.save.cr0 = CR0_NW, "CR0.NW"),

@@ -1,11 +1,19 @@
 //! Builds, runs, tests and flashes Outpost. `cargo xtask --help` lists the commands; docs/building.md explains them.
 
 mod accel;
+mod firmware;
+mod guest;
+mod image;
+mod keys;
 mod paths;
+mod probe;
 mod process;
+mod progress;
 mod qemu;
 mod qmp;
 mod run;
+mod setup;
+mod toolchain;
 
 use std::process::ExitCode;
 
@@ -25,6 +33,22 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install what building, running and testing need: says what and why before it does
+    Setup(setup::Args),
+    /// Build the disk image, and print its path, size, SHA-256 and what is inside
+    BuildImage(image::Args),
+    /// Check configuration files
+    Config {
+        #[command(subcommand)]
+        command: keys::ConfigCommand,
+    },
+    /// Make a pair of keys for a box
+    Keygen,
+    /// List, lock or build the guests that can be pinned
+    Guest {
+        #[command(subcommand)]
+        command: guest::Command,
+    },
     /// Boot two sites with a slow line between them, and fetch files through them
     Run(run::Args),
 }
@@ -32,6 +56,11 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = process::catch_signals().and_then(|()| match arguments.command {
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::BuildImage(arguments) => image::run(&arguments),
+        Command::Config { command } => keys::config(&command),
+        Command::Keygen => keys::keygen(),
+        Command::Guest { command } => guest::run(&paths::workspace(), &command),
         Command::Run(arguments) => run::run(arguments),
     });
     match result {

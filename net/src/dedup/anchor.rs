@@ -1,0 +1,226 @@
+//! Anchors: where in the log a window of 32 bytes was seen last, for a sample of all windows. A hit is a hint: whoever
+//! uses it compares the bytes, so neither a collision nor a stale entry can do more than waste a comparison.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng, SeedableRng};
+
+/// Bytes that a fingerprint covers.
+pub const WINDOW: usize = 32;
+
+/// Entries of one bucket: the newest place of a fingerprint may be one that its flow may not refer to yet.
+const WAYS: usize = 4;
+
+/// The keyed rolling hash: each byte shifts the hash by two bits, so that after 32 bytes nothing of the oldest is left,
+/// and the top bits depend on the whole window.
+#[derive(Clone)]
+pub struct Roller {
+    gear: Box<[u64; 256]>,
+    sample_below: u64,
+}
+
+/// A rolling hash on its way through some bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rolling {
+    hash: u64,
+    /// Bytes taken in since the start, at most [`WINDOW`].
+    filled: usize,
+}
+
+impl Rolling {
+    /// The fingerprint of the last [`WINDOW`] bytes; `None` before there were as many.
+    pub fn full(&self) -> Option<u64> {
+        (self.filled >= WINDOW).then_some(self.hash)
+    }
+}
+
+impl Roller {
+    /// A hash keyed with `seed` that samples one window in `one_in` on average.
+    pub fn new(seed: [u8; 32], one_in: u64) -> Self {
+        let mut random = ChaCha20Rng::from_seed(seed);
+        let mut gear = Box::new([0; 256]);
+        for word in gear.iter_mut() {
+            *word = random.next_u64();
+        }
+        Roller {
+            gear,
+            sample_below: u64::MAX / one_in.max(1),
+        }
+    }
+
+    /// Rolls over `bytes` from `at` on, until a window that counts: a sampled one, or the first full one since the
+    /// rolling started. Returns the index after that window's last byte, or `None` at the end of `bytes`.
+    #[inline]
+    pub fn next(&self, rolling: &mut Rolling, bytes: &[u8], at: usize) -> Option<usize> {
+        let mut at = at;
+        while rolling.filled < WINDOW {
+            let byte = *bytes.get(at)?;
+            rolling.hash = (rolling.hash << 2).wrapping_add(self.gear[usize::from(byte)]);
+            rolling.filled += 1;
+            at += 1;
+            if rolling.filled == WINDOW {
+                return Some(at);
+            }
+        }
+        let mut hash = rolling.hash;
+        for (offset, byte) in bytes.get(at..)?.iter().enumerate() {
+            hash = (hash << 2).wrapping_add(self.gear[usize::from(*byte)]);
+            if hash < self.sample_below {
+                rolling.hash = hash;
+                return Some(at + offset + 1);
+            }
+        }
+        rolling.hash = hash;
+        None
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Bucket {
+    /// The low halves of the positions after the windows, newest first.
+    positions: [u32; WAYS],
+    /// Eight more bits of each fingerprint; a zero is an empty entry.
+    tags: [u8; WAYS],
+}
+
+/// The index: a table of fixed size from fingerprints to positions.
+pub struct AnchorIndex {
+    buckets: Vec<Bucket>,
+    multiplier: u64,
+    #[cfg(test)]
+    pub(crate) weak: bool,
+}
+
+impl AnchorIndex {
+    /// An index of about `bytes` bytes.
+    pub fn new(bytes: usize, key: u64) -> Self {
+        let buckets = (bytes / size_of::<Bucket>()).max(1);
+        AnchorIndex {
+            buckets: vec![Bucket::default(); buckets],
+            multiplier: key | 1,
+            #[cfg(test)]
+            weak: false,
+        }
+    }
+
+    /// Entries that fit.
+    pub fn entries(&self) -> usize {
+        self.buckets.len() * WAYS
+    }
+
+    fn place(&self, fingerprint: u64) -> (usize, u8) {
+        #[cfg(test)]
+        if self.weak {
+            return (0, 1);
+        }
+        // The top bits of a sampled fingerprint are all alike: the product spreads the others.
+        let mixed = fingerprint.wrapping_mul(self.multiplier);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(self.multiplier);
+        let bucket = (u128::from(mixed) * self.buckets.len() as u128) >> 64;
+        (bucket as usize, (mixed as u8).max(1))
+    }
+
+    /// Notes that the window with `fingerprint` ends before `position`.
+    pub fn insert(&mut self, fingerprint: u64, position: u64) {
+        let (bucket, tag) = self.place(fingerprint);
+        let Some(bucket) = self.buckets.get_mut(bucket) else {
+            return;
+        };
+        bucket.positions.copy_within(0..WAYS - 1, 1);
+        bucket.tags.copy_within(0..WAYS - 1, 1);
+        bucket.positions[0] = position as u32;
+        bucket.tags[0] = tag;
+    }
+
+    /// Places where a window with `fingerprint` may have ended, newest first. `head` is the end of the log; places older
+    /// than 4 GiB are not told from newer ones.
+    pub fn candidates(&self, fingerprint: u64, head: u64) -> impl Iterator<Item = u64> + use<> {
+        let (bucket, tag) = self.place(fingerprint);
+        let bucket = self.buckets.get(bucket).copied().unwrap_or_default();
+        (0..WAYS)
+            .filter(move |way| bucket.tags[*way] == tag)
+            .filter_map(move |way| {
+                let back = (head as u32).wrapping_sub(bucket.positions[way]);
+                head.checked_sub(u64::from(back))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u8) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        ChaCha20Rng::from_seed([seed; 32]).fill_bytes(&mut bytes);
+        bytes
+    }
+
+    fn samples(roller: &Roller, bytes: &[u8]) -> Vec<(usize, u64)> {
+        let (mut rolling, mut at, mut all) = (Rolling::default(), 0, Vec::new());
+        while let Some(next) = roller.next(&mut rolling, bytes, at) {
+            at = next;
+            all.push((at, rolling.full().expect("full")));
+        }
+        all
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_its_window_only() {
+        let roller = Roller::new([7; 32], 16);
+        let bytes = noise(20_000, 1);
+        let all = samples(&roller, &bytes);
+        assert!(
+            (900..1600).contains(&all.len()),
+            "{} samples of 20000, one in 16 wanted",
+            all.len()
+        );
+        let shifted = samples(&roller, &bytes[777..]);
+        let tail: Vec<_> = all
+            .iter()
+            .filter(|(at, _)| *at > 777 + WINDOW)
+            .map(|(at, hash)| (at - 777, *hash))
+            .collect();
+        assert_eq!(shifted[1..], tail[..]);
+    }
+
+    #[test]
+    fn splitting_the_input_changes_nothing() {
+        let roller = Roller::new([7; 32], 16);
+        let bytes = noise(5000, 2);
+        let whole = samples(&roller, &bytes);
+        let (mut rolling, mut pieces, mut end) = (Rolling::default(), Vec::new(), 0);
+        for len in (1..90).cycle() {
+            let upto = (end + len).min(bytes.len());
+            let mut at = end;
+            while let Some(next) = roller.next(&mut rolling, &bytes[..upto], at) {
+                at = next;
+                pieces.push((at, rolling.full().expect("full")));
+            }
+            end = upto;
+            if end == bytes.len() {
+                break;
+            }
+        }
+        assert_eq!(whole, pieces);
+    }
+
+    #[test]
+    fn the_newest_places_are_kept() {
+        let mut index = AnchorIndex::new(2000, 99);
+        for position in [10u64, 20, 30, 40, 50] {
+            index.insert(1234, position);
+        }
+        assert_eq!(
+            index.candidates(1234, 60).collect::<Vec<_>>(),
+            [50, 40, 30, 20]
+        );
+        let far = (7 << 32) + 5;
+        index.insert(77, far - 1000);
+        assert_eq!(index.candidates(77, far).next(), Some(far - 1000));
+        assert_eq!(index.candidates(4321, 60).count(), 0);
+    }
+}

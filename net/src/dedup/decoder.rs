@@ -1,0 +1,324 @@
+//! One flow's decoder: blocks come in, verified bytes come out, in order.
+
+use alloc::vec::Vec;
+
+use super::codec::{self, BodyError};
+use super::digest::DIGEST_BYTES;
+use super::ranges::RangeSet;
+use super::receiver::Receiver;
+use super::store::Store;
+use super::wire::{Contiguity, FlowId, Header, Kind, MAX_WIRE_BLOCK, Reader};
+
+/// Verified bytes that wait to be taken, beyond which no further block is decoded.
+const MOST_READY: usize = 256 * 1024;
+
+/// The flow cannot go on, and must be reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// The bytes are no block, or one with an impossible claim.
+    Malformed,
+    /// A block was wrong, was fetched again, and is still wrong.
+    Unverified,
+    /// A block has to be fetched again, and the sender does not have it any more.
+    Gone,
+    /// The session with the peer in which the flow began is over.
+    OldSession,
+}
+
+impl core::fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            DecodeError::Malformed => "dedup block is malformed",
+            DecodeError::Unverified => "dedup block does not have its digest, even fetched again",
+            DecodeError::Gone => {
+                "dedup block has to be fetched again and the sender no longer has it"
+            }
+            DecodeError::OldSession => "dedup block of a session that is over",
+        })
+    }
+}
+
+impl core::error::Error for DecodeError {}
+
+/// One flow's receiving end.
+pub struct Decoder {
+    session: u64,
+    flow: Option<FlowId>,
+    /// The number of the next block.
+    block: u32,
+    contiguity: Contiguity,
+    /// Bytes from the line that are not decoded yet.
+    wire: Vec<u8>,
+    /// Verified bytes, of which the first `taken` have been taken.
+    ready: Vec<u8>,
+    taken: usize,
+    waiting: Option<Waiting>,
+    failed: Option<DecodeError>,
+}
+
+/// A block that is being fetched again.
+struct Waiting {
+    header: Header,
+    digest: [u8; DIGEST_BYTES],
+}
+
+impl Decoder {
+    /// The decoder of a new flow.
+    pub fn new<S: Store>(receiver: &Receiver<S>) -> Self {
+        Decoder {
+            session: receiver.session,
+            flow: None,
+            block: 0,
+            contiguity: Contiguity::default(),
+            wire: Vec::new(),
+            ready: Vec::new(),
+            taken: 0,
+            waiting: None,
+            failed: None,
+        }
+    }
+
+    /// How many bytes from the line [`Decoder::push`] would take now.
+    pub fn room(&self) -> usize {
+        if self.ready.len() - self.taken >= MOST_READY {
+            return 0;
+        }
+        MAX_WIRE_BLOCK.saturating_sub(self.wire.len())
+    }
+
+    /// Whether a block is being fetched again, or the sender's greeting has not come: push nothing into the decoder after
+    /// the receiver's control channel has said something.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+            || (!self.wire.is_empty() && self.ready.len() - self.taken < MOST_READY)
+    }
+
+    /// Takes in at most [`Decoder::room`] bytes from the line, cut anywhere, decodes what can be, and returns how many
+    /// were taken.
+    ///
+    /// # Errors
+    ///
+    /// The flow is broken for good; what was verified before can still be taken.
+    pub fn push<S: Store>(
+        &mut self,
+        receiver: &mut Receiver<S>,
+        wire: &[u8],
+    ) -> Result<usize, DecodeError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let mut taken = 0;
+        loop {
+            let now = self.room().min(wire.len() - taken);
+            self.wire
+                .extend_from_slice(wire.get(taken..taken + now).unwrap_or(&[]));
+            taken += now;
+            receiver.statistics.wire_bytes += now as u64;
+            match self.advance(receiver) {
+                Ok(()) => {}
+                Err(error) => {
+                    receiver.statistics.rejected += 1;
+                    self.failed = Some(error);
+                    self.wire = Vec::new();
+                    self.close_at(receiver);
+                    return Err(error);
+                }
+            }
+            if taken == wire.len() || self.room() == 0 {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Verified bytes that have not been taken.
+    pub fn pop(&self) -> &[u8] {
+        self.ready.get(self.taken..).unwrap_or(&[])
+    }
+
+    /// Takes the first `len` bytes of [`Decoder::pop`] away.
+    pub fn consume(&mut self, len: usize) {
+        self.taken = self.taken.saturating_add(len).min(self.ready.len());
+        if self.taken == self.ready.len() {
+            self.taken = 0;
+            if self.ready.capacity() > MOST_READY / 4 {
+                self.ready = Vec::new()
+            } else {
+                self.ready.clear()
+            }
+        }
+    }
+
+    /// Whether the flow may end here: every byte from the line has come out as verified bytes (or waits to be taken).
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_none() && self.waiting.is_none() && self.wire.is_empty()
+    }
+
+    /// The flow is gone.
+    pub fn close<S: Store>(self, receiver: &mut Receiver<S>) {
+        self.close_at(receiver);
+    }
+
+    fn close_at<S: Store>(&self, receiver: &mut Receiver<S>) {
+        if let Some(flow) = self.flow.filter(|_| self.session == receiver.session) {
+            receiver.close(flow);
+        }
+    }
+
+    fn advance<S: Store>(&mut self, receiver: &mut Receiver<S>) -> Result<(), DecodeError> {
+        if self.session != receiver.session {
+            return Err(DecodeError::OldSession);
+        }
+        if receiver.digest.is_none() {
+            return Ok(());
+        }
+        if let Some(waiting) = &self.waiting {
+            let Some(bytes) = self.flow.and_then(|flow| receiver.answer(flow, self.block)) else {
+                return Ok(());
+            };
+            if bytes.is_empty() {
+                return Err(DecodeError::Gone);
+            }
+            let (header, digest) = (waiting.header, waiting.digest);
+            if bytes.len() != header.raw || !is_right(receiver, &bytes, digest) {
+                return Err(DecodeError::Unverified);
+            }
+            self.waiting = None;
+            let start = self.ready.len();
+            self.ready.extend_from_slice(&bytes);
+            // A copy's source is mended by the way.
+            let (Kind::Raw { position }
+            | Kind::Coded { position, .. }
+            | Kind::Copy { source: position }) = header.kind;
+            receiver.put(position, self.ready.get(start..).unwrap_or(&[]));
+            self.passed(receiver, header);
+        }
+        let wire = core::mem::take(&mut self.wire);
+        let mut used = 0;
+        let result = loop {
+            if self.waiting.is_some() || self.ready.len() - self.taken >= MOST_READY {
+                break Ok(());
+            }
+            let rest = wire.get(used..).unwrap_or(&[]);
+            match self.block(receiver, rest) {
+                Ok(0) => break Ok(()),
+                Ok(len) => used += len,
+                Err(error) => break Err(error),
+            }
+        };
+        self.wire = wire;
+        self.wire.drain(..used);
+        if self.wire.is_empty() && self.wire.capacity() > MAX_WIRE_BLOCK / 4 {
+            self.wire = Vec::new();
+        }
+        result
+    }
+
+    /// Decodes the block at the start of `wire`; returns its length, or 0 when it is not all there.
+    fn block<S: Store>(
+        &mut self,
+        receiver: &mut Receiver<S>,
+        wire: &[u8],
+    ) -> Result<usize, DecodeError> {
+        let mut reader = Reader(wire);
+        let header =
+            Header::parse(&mut reader, &self.contiguity).map_err(|_| DecodeError::Malformed)?;
+        let Some(header) = header else { return Ok(0) };
+        let Some(body) = reader.take(header.body()) else {
+            return Ok(0);
+        };
+        let Some(digest) = reader.array::<DIGEST_BYTES>() else {
+            return Ok(0);
+        };
+        let used = wire.len() - reader.0.len();
+        // The first block names the flow, and no other does.
+        if header.flow.is_some() == self.flow.is_some() {
+            return Err(DecodeError::Malformed);
+        }
+        self.flow = self.flow.or(header.flow);
+        self.make_room();
+        let start = self.ready.len();
+        let (mut lost, mut sources, mut copied) = (RangeSet::default(), RangeSet::default(), 0);
+        let stored = match header.kind {
+            Kind::Raw { position } => {
+                self.ready.extend_from_slice(body);
+                Some(position)
+            }
+            Kind::Copy { source } => {
+                let range = source..source + header.raw as u64;
+                if receiver.copy(source, header.raw, &mut self.ready) {
+                    sources.insert(range);
+                } else {
+                    lost.insert(range);
+                }
+                copied = header.raw;
+                None
+            }
+            Kind::Coded { position, .. } => {
+                let mut copy = |source: u64, len: usize, out: &mut Vec<u8>| {
+                    let range = source..source.saturating_add(len as u64);
+                    copied += len;
+                    if receiver.copy(source, len, out) {
+                        sources.insert(range);
+                        return true;
+                    }
+                    lost.insert(range);
+                    false
+                };
+                match codec::decode(body, position, header.raw, &mut copy, &mut self.ready) {
+                    Ok(()) | Err(BodyError::Lost) => {}
+                    Err(BodyError::Malformed) => {
+                        self.ready.truncate(start);
+                        return Err(DecodeError::Malformed);
+                    }
+                }
+                Some(position)
+            }
+        };
+        let right = self.ready.get(start..).is_some_and(|bytes| {
+            lost.total() == 0 && bytes.len() == header.raw && is_right(receiver, bytes, digest)
+        });
+        if right {
+            if let Some(position) = stored {
+                receiver.put(position, self.ready.get(start..).unwrap_or(&[]));
+            }
+            receiver.statistics.copied_bytes += copied as u64;
+            self.passed(receiver, header);
+            return Ok(used);
+        }
+        self.ready.truncate(start);
+        if lost.total() > 0 {
+            receiver.statistics.missing += 1;
+        } else {
+            receiver.statistics.mismatches += 1;
+            // Nobody knows which of the sources is wrong.
+            lost = sources;
+        }
+        if let Some(flow) = self.flow {
+            receiver.ask(flow, self.block, lost);
+        }
+        self.waiting = Some(Waiting { header, digest });
+        Ok(used)
+    }
+
+    /// A block has come out.
+    fn passed<S: Store>(&mut self, receiver: &mut Receiver<S>, header: Header) {
+        self.contiguity.after(&header);
+        self.block = self.block.wrapping_add(1);
+        if let Some(flow) = self.flow {
+            receiver.verified(flow, header.raw);
+        }
+    }
+
+    /// Drops what has been taken.
+    fn make_room(&mut self) {
+        self.ready.drain(..self.taken);
+        self.taken = 0;
+    }
+}
+
+fn is_right<S: Store>(receiver: &Receiver<S>, bytes: &[u8], digest: [u8; DIGEST_BYTES]) -> bool {
+    receiver
+        .digest
+        .as_ref()
+        .is_some_and(|key| key.digest(bytes) == digest)
+}

@@ -1,0 +1,266 @@
+//! The receiving side's dictionary: what has arrived, by the sender's log positions, and the control channel that tells
+//! the sender so. Decoders, one for each flow, work against it.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::ControlError;
+use super::digest::DigestKey;
+use super::ranges::RangeSet;
+use super::statistics::ReceiverStatistics;
+use super::store::{RingStore, Store};
+use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
+
+/// Confirmations wait until they stand for so many bytes, or somebody asks.
+const LAZY_BYTES: u64 = 64 * 1024;
+/// Ranges that the record of a store keeps; of more, the oldest are given up.
+const MOST_PRESENT: usize = 16 * 1024;
+
+/// Whether confirmations may wait for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// Only what cannot wait, or has grown to be worth a packet.
+    Lazy,
+    /// Everything.
+    Now,
+}
+
+/// Sizes of a receiving side.
+#[derive(Clone, Copy, Debug)]
+pub struct ReceiverConfig {
+    /// Bytes of the store in memory. At least 1 MiB is used. Best the size of the peer's log.
+    pub memory: usize,
+}
+
+/// The receiving side of one direction. `S` is where the bytes lie.
+pub struct Receiver<S: Store = RingStore> {
+    store: S,
+    present: RangeSet,
+    /// The log that `present` speaks of.
+    log: Option<[u8; 16]>,
+    /// The session's digest key, once the sender has greeted.
+    pub(super) digest: Option<DigestKey>,
+    pub(super) statistics: ReceiverStatistics,
+    /// Changes with every session: decoders of an earlier one are void.
+    pub(super) session: u64,
+    confirms: BTreeMap<FlowId, u32>,
+    unconfirmed: u64,
+    urgent: Vec<u8>,
+    answers: BTreeMap<(FlowId, u32), Option<Vec<u8>>>,
+    inbox: Inbox,
+}
+
+impl Receiver<RingStore> {
+    /// A receiving side with an empty store in memory.
+    pub fn new(config: ReceiverConfig) -> Self {
+        Receiver::with_store(RingStore::new(config.memory.max(1 << 20)))
+    }
+}
+
+impl<S: Store> Receiver<S> {
+    /// A receiving side whose bytes lie in `store`, which is emptied.
+    pub fn with_store(mut store: S) -> Self {
+        store.clear(0);
+        Receiver {
+            store,
+            present: RangeSet::default(),
+            log: None,
+            digest: None,
+            statistics: ReceiverStatistics::default(),
+            session: 0,
+            confirms: BTreeMap::new(),
+            unconfirmed: 0,
+            urgent: Vec::new(),
+            answers: BTreeMap::new(),
+            inbox: Inbox::default(),
+        }
+    }
+
+    /// A new session with the peer begins (the tunnel came up): all flows are gone; the store stays, for the sender's
+    /// greeting tells whether it is still of use.
+    pub fn reset_peer(&mut self) {
+        self.digest = None;
+        self.session += 1;
+        self.confirms.clear();
+        self.unconfirmed = 0;
+        self.urgent = Vec::new();
+        self.answers.clear();
+        self.inbox.clear();
+    }
+
+    /// Counts since the start.
+    pub fn statistics(&self) -> ReceiverStatistics {
+        let mut statistics = self.statistics;
+        statistics.present_bytes = self.present.total();
+        statistics
+    }
+
+    /// Whether [`Receiver::take_control`] has something to give with [`Urgency::Now`].
+    pub fn control_pending(&self) -> bool {
+        !self.urgent.is_empty() || !self.confirms.is_empty()
+    }
+
+    /// Appends control messages for the peer's [`Sender`](super::Sender) to `out`. Ask lazily whenever convenient; within some
+    /// tens of milliseconds after [`Receiver::control_pending`] became true, ask for everything.
+    pub fn take_control(&mut self, out: &mut Vec<u8>, urgency: Urgency) {
+        let start = out.len();
+        let now =
+            urgency == Urgency::Now || !self.urgent.is_empty() || self.unconfirmed >= LAZY_BYTES;
+        if now {
+            // Confirmations first: a request names a block that is not among them.
+            for (flow, blocks) in core::mem::take(&mut self.confirms) {
+                Message::Confirm { flow, blocks }.emit(&mut self.urgent);
+            }
+            self.unconfirmed = 0;
+            out.append(&mut self.urgent);
+        }
+        self.statistics.control_bytes += (out.len() - start) as u64;
+    }
+
+    /// Takes in control bytes of the peer's [`Sender`](super::Sender), cut anywhere. Decoders that wait
+    /// ([`Decoder::is_waiting`](super::Decoder::is_waiting)) may go on afterwards: push nothing into them.
+    ///
+    /// # Errors
+    ///
+    /// A message that no honest peer sends; the session should end.
+    pub fn on_control(&mut self, bytes: &[u8]) -> Result<(), ControlError> {
+        self.inbox.push(bytes);
+        while let Some(message) = self.inbox.next().map_err(|_| ControlError::Malformed)? {
+            match message {
+                Message::SenderHello { log, head, key } => self.greeted(log, head, key)?,
+                Message::Answer { flow, block, bytes } => {
+                    match self.answers.get_mut(&(flow, block)) {
+                        Some(slot) => *slot = Some(bytes),
+                        None => self.statistics.stray_answers += 1,
+                    }
+                }
+                _ => return Err(ControlError::OutOfPlace),
+            }
+        }
+        Ok(())
+    }
+
+    fn greeted(&mut self, log: [u8; 16], head: u64, key: [u8; 32]) -> Result<(), ControlError> {
+        if self.digest.is_some() {
+            return Err(ControlError::OutOfPlace);
+        }
+        // Positions of another log, or of this one's future, say nothing about what is meant now.
+        if self.log != Some(log) || self.store.head() > head {
+            if self.log.is_some() {
+                self.statistics.cleared += 1;
+            }
+            self.log = Some(log);
+            self.present.clear();
+            self.store.clear(head);
+        }
+        self.digest = Some(DigestKey::new(key));
+        self.present.keep_newest(MAX_RANGES);
+        let ranges = self.present.iter().cloned().collect();
+        Message::ReceiverHello {
+            log,
+            capacity: self.store.capacity(),
+            ranges,
+        }
+        .emit(&mut self.urgent);
+        Ok(())
+    }
+
+    /// Stores a verified block.
+    pub(super) fn put(&mut self, position: u64, bytes: &[u8]) {
+        let end = position.saturating_add(bytes.len() as u64);
+        if position < self.store.tail() {
+            self.statistics.late_bytes += bytes.len() as u64;
+            return;
+        }
+        self.store.write(position, bytes);
+        self.present.insert(position..end);
+        self.present.trim_below(self.store.tail());
+        if self.present.iter().len() > MOST_PRESENT {
+            self.present.keep_newest(MOST_PRESENT / 2);
+        }
+        self.statistics.stored_bytes += bytes.len() as u64;
+    }
+
+    /// Appends the stored bytes at `position` to `out`, if all are there.
+    pub(super) fn copy(&self, position: u64, len: usize, out: &mut Vec<u8>) -> bool {
+        let Some(end) = position.checked_add(len as u64) else {
+            return false;
+        };
+        if !self.present.covers(position..end) {
+            return false;
+        }
+        let (mut at, start) = (position, out.len());
+        while at < end {
+            let piece = self.store.forward(at);
+            let take = usize::try_from(end - at)
+                .unwrap_or(usize::MAX)
+                .min(piece.len());
+            if take == 0 {
+                out.truncate(start);
+                return false;
+            }
+            out.extend_from_slice(piece.get(..take).unwrap_or(&[]));
+            at += take as u64;
+        }
+        true
+    }
+
+    /// A block of a flow is verified.
+    pub(super) fn verified(&mut self, flow: FlowId, raw: usize) {
+        *self.confirms.entry(flow).or_insert(0) += 1;
+        self.unconfirmed += raw as u64;
+        self.statistics.blocks += 1;
+        self.statistics.raw_bytes += raw as u64;
+    }
+
+    /// Asks for a block's bytes, and gives up what turned out not to be there or not to be right.
+    pub(super) fn ask(&mut self, flow: FlowId, block: u32, mut lost: RangeSet) {
+        for range in lost.iter() {
+            self.present.remove(range.clone());
+        }
+        lost.keep_newest(MAX_RANGES);
+        self.statistics.refetches += 1;
+        self.answers.insert((flow, block), None);
+        for (flow, blocks) in core::mem::take(&mut self.confirms) {
+            Message::Confirm { flow, blocks }.emit(&mut self.urgent);
+        }
+        let lost = lost.iter().cloned().collect();
+        Message::Refetch { flow, block, lost }.emit(&mut self.urgent);
+    }
+
+    /// The answer to [`Receiver::ask`], if it is there.
+    pub(super) fn answer(&mut self, flow: FlowId, block: u32) -> Option<Vec<u8>> {
+        if self.answers.get(&(flow, block))?.is_none() {
+            return None;
+        }
+        self.answers.remove(&(flow, block))?
+    }
+
+    /// The flow is gone: nobody waits for its answers.
+    pub(super) fn close(&mut self, flow: FlowId) {
+        let gone: Vec<_> = self
+            .answers
+            .range((flow, 0)..=(flow, u32::MAX))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in gone {
+            self.answers.remove(&key);
+        }
+    }
+
+    /// Damages stored bytes, or forgets them while the record says that they are there: for tests.
+    #[cfg(test)]
+    pub(crate) fn tamper(&mut self, range: core::ops::Range<u64>, how: impl Fn(u8) -> u8) {
+        let Some(bytes) = super::sender::read(&self.store, range.clone()) else {
+            return;
+        };
+        let bytes: Vec<u8> = bytes.into_iter().map(how).collect();
+        self.store.write(range.start, &bytes);
+    }
+
+    /// Loses a range: for tests.
+    #[cfg(test)]
+    pub(crate) fn lose(&mut self, range: core::ops::Range<u64>) {
+        self.present.remove(range);
+    }
+}

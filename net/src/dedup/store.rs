@@ -1,0 +1,207 @@
+//! The log-structured store of one direction's bytes, and the ring in memory that is its first form. It knows positions
+//! and bytes; who may refer to what is for the sender and the receiver to know.
+
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// Bytes by log position. A store on disk implements this over the segments that it has in memory.
+///
+/// A position is in the store's window when `tail() <= position < head()`. Bytes in the window that were never written
+/// read as anything: callers keep their own record of what was.
+pub trait Store {
+    /// The most bytes the window can hold.
+    fn capacity(&self) -> u64;
+    /// One past the newest position written.
+    fn head(&self) -> u64;
+    /// The oldest position that is still held.
+    fn tail(&self) -> u64 {
+        self.head().saturating_sub(self.capacity())
+    }
+    /// The bytes from `position` on that lie in memory in one piece; empty outside the window.
+    fn forward(&self, position: u64) -> &[u8];
+    /// The bytes that end just before `position` and lie in memory in one piece; empty outside the window.
+    fn backward(&self, position: u64) -> &[u8];
+    /// How many bytes written from `position` on would lie in one piece.
+    fn contiguous(&self, position: u64) -> u64;
+    /// Writes `bytes` at `position`, moving the head (and with it the tail) when they end beyond it. What lies below the
+    /// tail then is dropped.
+    fn write(&mut self, position: u64, bytes: &[u8]);
+    /// Forgets everything, and starts again with an empty window at `head`.
+    fn clear(&mut self, head: u64);
+}
+
+/// A store in memory: a ring of fixed size.
+pub struct RingStore {
+    bytes: Vec<u8>,
+    head: u64,
+    /// The position that lies at index 0 in the newest round.
+    lap: u64,
+}
+
+impl RingStore {
+    /// A ring of `capacity` bytes (at least one), allocated here and never again.
+    pub fn new(capacity: usize) -> Self {
+        RingStore {
+            bytes: vec![0; capacity.max(1)],
+            head: 0,
+            lap: 0,
+        }
+    }
+
+    /// The index of `position`, if it is in the window.
+    fn index(&self, position: u64) -> Option<usize> {
+        if position >= self.head || position < self.tail() {
+            return None;
+        }
+        let index = match position.checked_sub(self.lap) {
+            Some(index) => index,
+            None => (position + self.capacity()).checked_sub(self.lap)?,
+        };
+        usize::try_from(index).ok()
+    }
+
+    fn move_head(&mut self, head: u64) {
+        self.head = head;
+        let capacity = self.capacity();
+        if head - self.lap > capacity {
+            // The head stays above index 0: it may be `capacity` itself, so that the last piece ends in one piece.
+            self.lap += (head - self.lap - 1) / capacity * capacity;
+        }
+    }
+}
+
+impl Store for RingStore {
+    fn capacity(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn head(&self) -> u64 {
+        self.head
+    }
+
+    #[inline]
+    fn forward(&self, position: u64) -> &[u8] {
+        let Some(index) = self.index(position) else {
+            return &[];
+        };
+        let until = usize::try_from(self.head - position).unwrap_or(usize::MAX);
+        let end = index.saturating_add(until).min(self.bytes.len());
+        self.bytes.get(index..end).unwrap_or(&[])
+    }
+
+    #[inline]
+    fn backward(&self, position: u64) -> &[u8] {
+        let Some(last) = position.checked_sub(1).and_then(|last| self.index(last)) else {
+            return &[];
+        };
+        let since = usize::try_from(position - self.tail()).unwrap_or(usize::MAX);
+        let end = last + 1;
+        self.bytes
+            .get(end.saturating_sub(since)..end)
+            .unwrap_or(&[])
+    }
+
+    fn contiguous(&self, position: u64) -> u64 {
+        let capacity = self.capacity();
+        capacity - position % capacity
+    }
+
+    fn write(&mut self, position: u64, bytes: &[u8]) {
+        let Some(end) = position.checked_add(bytes.len() as u64) else {
+            return;
+        };
+        if end > self.head {
+            self.move_head(end);
+        }
+        // Of more than a ringful only the newest part is kept.
+        let skip = self.tail().saturating_sub(position).min(bytes.len() as u64);
+        let (mut position, mut rest) = (position + skip, bytes.get(skip as usize..).unwrap_or(&[]));
+        while !rest.is_empty() {
+            let Some(index) = self.index(position) else {
+                return;
+            };
+            let Some(room) = self.bytes.get_mut(index..) else {
+                return;
+            };
+            let now = room.len().min(rest.len());
+            let (head, tail) = rest.split_at(now);
+            if let Some(room) = room.get_mut(..now) {
+                room.copy_from_slice(head);
+            }
+            position += now as u64;
+            rest = tail;
+        }
+    }
+
+    fn clear(&mut self, head: u64) {
+        self.head = head;
+        self.lap = head - head % self.capacity();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn byte(position: u64) -> u8 {
+        (position ^ (position >> 8)).wrapping_mul(31) as u8
+    }
+
+    fn check(ring: &RingStore, low: u64) {
+        for position in low.max(ring.tail()).saturating_sub(3)..ring.head() + 3 {
+            let inside = (ring.tail()..ring.head()).contains(&position);
+            let forward = ring.forward(position);
+            assert_eq!(!forward.is_empty(), inside);
+            if position >= low {
+                for (offset, have) in forward.iter().enumerate() {
+                    assert_eq!(*have, byte(position + offset as u64));
+                }
+            }
+            let backward = ring.backward(position);
+            for (offset, have) in backward.iter().rev().enumerate() {
+                let at = position - 1 - offset as u64;
+                if at >= low {
+                    assert_eq!(*have, byte(at));
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_of_the_window_is_found_both_ways(
+            capacity in 1usize..50, start in 0u64..1000, lengths in prop::collection::vec(0u64..70, 1..20)
+        ) {
+            let mut ring = RingStore::new(capacity);
+            ring.clear(start);
+            let mut position = start;
+            for len in lengths {
+                let bytes: Vec<u8> = (position..position + len).map(byte).collect();
+                ring.write(position, &bytes);
+                position += len;
+                prop_assert_eq!(ring.head(), position);
+                check(&ring, start);
+            }
+        }
+
+        #[test]
+        fn writes_may_come_in_any_order(capacity in 8usize..60, order in prop::collection::vec(0u64..30, 1..30)) {
+            let mut ring = RingStore::new(capacity);
+            ring.clear(0);
+            let mut present = crate::dedup::ranges::RangeSet::default();
+            for slot in order {
+                let bytes: Vec<u8> = (slot * 5..slot * 5 + 5).map(byte).collect();
+                ring.write(slot * 5, &bytes);
+                present.insert(slot * 5..slot * 5 + 5);
+                present.trim_below(ring.tail());
+                for range in present.iter() {
+                    for position in range.clone() {
+                        prop_assert_eq!(ring.forward(position).first().copied(), Some(byte(position)));
+                        prop_assert_eq!(ring.backward(position + 1).last().copied(), Some(byte(position)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -10,5 +10,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod dedup;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod tunnel;

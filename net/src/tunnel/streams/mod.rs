@@ -1,0 +1,501 @@
+//! Streams: flow control for each and for the whole, and who sends next.
+//!
+//! No packets, no time-outs: frames come in, frames go out, and the connection tells which frames arrived.
+
+mod receive;
+mod send;
+mod transmit;
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+
+use super::types::{Event, Read, StreamId, TunnelConfig, Violation};
+use receive::ReceiveHalf;
+use send::SendHalf;
+
+/// What either side may send on a stream before it hears of a larger window.
+const INITIAL_STREAM_WINDOW: u64 = 256 << 10;
+/// The window of a stream grows to this at most: 100 Mbit/s × 300 ms, and what queues.
+const MAX_STREAM_WINDOW: u64 = 8 << 20;
+/// A stream keeps this window however full the connection's memory is.
+const MIN_STREAM_WINDOW: u64 = 16 << 10;
+/// What either side may send over all streams before it hears of a larger window.
+const INITIAL_WINDOW: u64 = 1 << 20;
+/// Streams that either side may open before it hears of more.
+const INITIAL_STREAMS: u64 = 256;
+/// Bytes that each stream may hold for sending however much the others hold.
+const MIN_SEND_BUFFER: usize = 2 << 10;
+/// After a short write, room of so much is worth an event.
+const WORTHWHILE_ROOM: usize = 16 << 10;
+
+/// Which queue a stream waits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Queue {
+    None,
+    /// Has sent little of late, or has something to send again: goes before the others.
+    Fresh,
+    /// Takes its turn.
+    Ready,
+    /// Waits for the connection's window.
+    Blocked,
+}
+
+struct Stream {
+    send: SendHalf,
+    receive: ReceiveHalf,
+    queue: Queue,
+    /// Entries in queues with another ticket are void.
+    ticket: u32,
+    /// Bytes it may still send from the fresh queue.
+    credit: usize,
+    /// We reset it with this code.
+    reset: Option<u32>,
+    reset_acknowledged: bool,
+    /// The peer reset it.
+    reset_received: bool,
+    window_update_queued: bool,
+    readable_queued: bool,
+    writable_queued: bool,
+    wants_room: bool,
+}
+
+impl Stream {
+    fn is_done(&self) -> bool {
+        let sending = if self.reset.is_some() {
+            self.reset_acknowledged
+        } else {
+            self.send.is_done()
+        };
+        let receiving = if self.reset.is_some() {
+            self.receive.size_is_known()
+        } else {
+            self.receive.is_finished()
+        };
+        sending && receiving
+    }
+}
+
+/// Frames that are not stream data, waiting to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Control {
+    Reset(u64),
+    MaxStreamData(u64),
+    MaxData,
+    MaxStreams,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StreamCounters {
+    pub(super) sent: u64,
+    pub(super) again: u64,
+    pub(super) received: u64,
+}
+
+pub(super) struct Streams {
+    initiator: bool,
+    generation: u16,
+    streams: BTreeMap<u64, Box<Stream>>,
+    /// Streams opened by us, ever; and how many the peer allows.
+    opened_here: u64,
+    opened_here_limit: u64,
+    /// Streams opened by the peer, ever; how many of them are over; and how many we allow.
+    opened_there: u64,
+    closed_there: u64,
+    opened_there_limit: u64,
+    max_streams: u64,
+    /// New bytes sent over all streams, and the peer's limit for them.
+    sent: u64,
+    sent_limit: u64,
+    /// Sum of the streams' highest offsets, what of it has been read, and our limit.
+    received: u64,
+    consumed: u64,
+    received_limit: u64,
+    receive_memory: u64,
+    /// Bytes held for sending over all streams, and what may be.
+    held: usize,
+    send_memory: usize,
+    stream_buffer: usize,
+    total_buffer: usize,
+    fresh: VecDeque<(u64, u32)>,
+    ready: VecDeque<(u64, u32)>,
+    blocked: VecDeque<(u64, u32)>,
+    turn: u32,
+    control: VecDeque<Control>,
+    max_data_queued: bool,
+    max_streams_queued: bool,
+    waiting_for_room: VecDeque<u64>,
+    events: VecDeque<Event>,
+    pub(super) counters: StreamCounters,
+}
+
+impl Streams {
+    pub(super) fn new(config: &TunnelConfig, initiator: bool, generation: u16) -> Self {
+        let mut streams = Streams {
+            initiator,
+            generation,
+            streams: BTreeMap::new(),
+            opened_here: 0,
+            opened_here_limit: INITIAL_STREAMS,
+            opened_there: 0,
+            closed_there: 0,
+            opened_there_limit: INITIAL_STREAMS,
+            max_streams: u64::from(config.max_streams).max(INITIAL_STREAMS),
+            sent: 0,
+            sent_limit: INITIAL_WINDOW,
+            received: 0,
+            consumed: 0,
+            received_limit: INITIAL_WINDOW,
+            receive_memory: u64::from(config.receive_memory).max(INITIAL_WINDOW),
+            held: 0,
+            send_memory: usize::try_from(config.send_memory)
+                .unwrap_or(usize::MAX)
+                .max(1 << 20),
+            stream_buffer: 0,
+            total_buffer: 0,
+            fresh: VecDeque::new(),
+            ready: VecDeque::new(),
+            blocked: VecDeque::new(),
+            turn: 0,
+            control: VecDeque::new(),
+            max_data_queued: false,
+            max_streams_queued: false,
+            waiting_for_room: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: StreamCounters::default(),
+        };
+        streams.set_window(0);
+        streams.queue_connection_updates();
+        streams
+    }
+
+    /// Buffers follow the congestion window: enough to keep the line busy, not so much that what is written waits long.
+    pub(super) fn set_window(&mut self, congestion_window: u64) {
+        let window = usize::try_from(congestion_window).unwrap_or(usize::MAX);
+        self.stream_buffer = window
+            .saturating_mul(2)
+            .clamp(256 << 10, self.send_memory.max(256 << 10));
+        self.total_buffer = window.saturating_mul(4).clamp(1 << 20, self.send_memory);
+    }
+
+    pub(super) fn open_streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    pub(super) fn poll_event(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        let (id, readable) = match event {
+            Event::Readable(id) => (id, true),
+            Event::Writable(id) => (id, false),
+            _ => return Some(event),
+        };
+        if let Some(stream) = self.streams.get_mut(&id.number()) {
+            if readable {
+                stream.readable_queued = false;
+            } else {
+                stream.writable_queued = false;
+            }
+        }
+        Some(event)
+    }
+
+    fn id(&self, number: u64) -> StreamId {
+        StreamId::new(self.generation, number)
+    }
+
+    fn is_ours(&self, number: u64) -> bool {
+        number.is_multiple_of(2) == self.initiator
+    }
+
+    fn get(&self, id: StreamId) -> Option<&Stream> {
+        if id.generation() != self.generation {
+            return None;
+        }
+        self.streams.get(&id.number()).map(|s| &**s)
+    }
+
+    /// A stream of this connection that was not reset on either side.
+    fn live(&mut self, id: StreamId) -> Option<&mut Stream> {
+        if id.generation() != self.generation {
+            return None;
+        }
+        self.streams
+            .get_mut(&id.number())
+            .map(|s| &mut **s)
+            .filter(|s| s.reset.is_none())
+    }
+
+    fn insert(&mut self, number: u64) {
+        let stream = Stream {
+            send: SendHalf::new(INITIAL_STREAM_WINDOW),
+            receive: ReceiveHalf::new(INITIAL_STREAM_WINDOW),
+            queue: Queue::None,
+            ticket: 0,
+            credit: 0,
+            reset: None,
+            reset_acknowledged: false,
+            reset_received: false,
+            window_update_queued: false,
+            readable_queued: false,
+            writable_queued: false,
+            wants_room: false,
+        };
+        self.streams.insert(number, Box::new(stream));
+    }
+
+    /// A new stream; `None` while the peer allows no more.
+    pub(super) fn open(&mut self) -> Option<StreamId> {
+        if self.opened_here >= self.opened_here_limit {
+            return None;
+        }
+        let number = self.opened_here * 2 + u64::from(!self.initiator);
+        if number > StreamId::MAX_NUMBER {
+            return None;
+        }
+        self.opened_here += 1;
+        self.insert(number);
+        Some(self.id(number))
+    }
+
+    /// Bytes that [`write`](Self::write) would take. When there is little room, an event will tell of more.
+    pub(super) fn writable(&mut self, id: StreamId) -> usize {
+        let room = match self.get(id) {
+            Some(s) if s.reset.is_none() && s.send.is_open() => self.room(s),
+            _ => return 0,
+        };
+        if room < WORTHWHILE_ROOM
+            && let Some(stream) = self.live(id)
+            && !stream.wants_room
+        {
+            stream.wants_room = true;
+            self.waiting_for_room.push_back(id.number());
+        }
+        room
+    }
+
+    fn room(&self, stream: &Stream) -> usize {
+        let held = stream.send.held();
+        let shared = self.total_buffer.saturating_sub(self.held);
+        let own = MIN_SEND_BUFFER.saturating_sub(held);
+        self.stream_buffer.saturating_sub(held).min(shared.max(own))
+    }
+
+    pub(super) fn write(&mut self, id: StreamId, data: &[u8]) -> usize {
+        let accepted = data.len().min(self.writable(id));
+        if let Some(front) = data.get(..accepted)
+            && accepted > 0
+            && let Some(stream) = self.live(id)
+        {
+            stream.send.write(front);
+            self.held += accepted;
+            self.activate(id.number(), false);
+            // Asks for an event if that filled it up.
+            self.writable(id);
+        }
+        accepted
+    }
+
+    pub(super) fn finish(&mut self, id: StreamId) {
+        if let Some(stream) = self.live(id) {
+            stream.send.finish();
+            self.activate(id.number(), false);
+        }
+    }
+
+    pub(super) fn read(&mut self, id: StreamId, out: &mut [u8]) -> Read {
+        let Some(stream) = self.live(id) else {
+            return Read {
+                len: 0,
+                finished: true,
+            };
+        };
+        let len = stream.receive.read(out);
+        let finished = stream.receive.is_finished();
+        if len > 0 && !stream.window_update_queued && stream.receive.wants_update() {
+            stream.window_update_queued = true;
+            self.control.push_back(Control::MaxStreamData(id.number()));
+        }
+        self.consumed += len as u64;
+        self.queue_connection_updates();
+        if finished {
+            self.remove_if_done(id.number());
+        }
+        Read { len, finished }
+    }
+
+    /// Bytes that [`read`](Self::read) could give now.
+    pub(super) fn readable(&self, id: StreamId) -> usize {
+        self.get(id)
+            .filter(|s| s.reset.is_none())
+            .map_or(0, |s| s.receive.readable())
+    }
+
+    pub(super) fn reset(&mut self, id: StreamId, code: u32) {
+        if self.live(id).is_some() {
+            self.abort(id.number(), code);
+            self.remove_if_done(id.number());
+        }
+    }
+
+    /// Drops all that the stream holds, and tells the peer.
+    fn abort(&mut self, number: u64, code: u32) {
+        let Some(stream) = self.streams.get_mut(&number) else {
+            return;
+        };
+        if stream.reset.is_some() {
+            return;
+        }
+        stream.reset = Some(code);
+        stream.queue = Queue::None;
+        stream.wants_room = false;
+        self.held = self.held.saturating_sub(stream.send.abort());
+        self.consumed += stream.receive.abort();
+        self.control.push_back(Control::Reset(number));
+        self.queue_connection_updates();
+    }
+
+    fn remove_if_done(&mut self, number: u64) {
+        if !self.streams.get(&number).is_some_and(|s| s.is_done()) {
+            return;
+        }
+        self.streams.remove(&number);
+        if !self.is_ours(number) {
+            self.closed_there += 1;
+            self.queue_connection_updates();
+        }
+    }
+
+    /// Queues MAX_DATA and MAX_STREAMS when the peer should hear of them.
+    fn queue_connection_updates(&mut self) {
+        let limit = self.consumed + self.receive_memory;
+        if !self.max_data_queued && limit >= self.received_limit + self.receive_memory / 4 {
+            self.max_data_queued = true;
+            self.control.push_back(Control::MaxData);
+        }
+        let limit = self.closed_there + self.max_streams;
+        if !self.max_streams_queued
+            && limit >= self.opened_there_limit + (self.max_streams / 8).max(1)
+        {
+            self.max_streams_queued = true;
+            self.control.push_back(Control::MaxStreams);
+        }
+    }
+
+    /// Finds the stream a frame is about, opening it if it is new. `None` if it is over.
+    fn find(&mut self, number: u64) -> Result<Option<&mut Stream>, Violation> {
+        if number > StreamId::MAX_NUMBER {
+            return Err(Violation::StreamLimit);
+        }
+        let count = number / 2 + 1;
+        if self.is_ours(number) {
+            if count > self.opened_here {
+                return Err(Violation::StreamLimit);
+            }
+        } else {
+            if count > self.opened_there_limit {
+                return Err(Violation::StreamLimit);
+            }
+            // Those below it were opened, too; their frames are still on their way.
+            while self.opened_there < count {
+                let opened = self.opened_there * 2 + u64::from(self.initiator);
+                self.opened_there += 1;
+                self.insert(opened);
+                self.events.push_back(Event::Opened(self.id(opened)));
+            }
+        }
+        Ok(self.streams.get_mut(&number).map(|s| &mut **s))
+    }
+
+    pub(super) fn on_data(
+        &mut self,
+        number: u64,
+        offset: u64,
+        data: &[u8],
+        finished: bool,
+    ) -> Result<(), Violation> {
+        let Some(stream) = self.find(number)? else {
+            return Ok(());
+        };
+        if stream.reset.is_some() {
+            let advanced = stream
+                .receive
+                .discard(offset + data.len() as u64, finished)?;
+            self.consumed += advanced;
+            self.take_window(advanced)?;
+            self.queue_connection_updates();
+            self.remove_if_done(number);
+            return Ok(());
+        }
+        let arrival = stream.receive.receive(offset, data, finished)?;
+        if arrival.readable && !stream.readable_queued {
+            stream.readable_queued = true;
+            self.events.push_back(Event::Readable(self.id(number)));
+        }
+        self.counters.received += arrival.fresh;
+        self.take_window(arrival.advanced)
+    }
+
+    fn take_window(&mut self, advanced: u64) -> Result<(), Violation> {
+        self.received += advanced;
+        if self.received > self.received_limit {
+            Err(Violation::FlowControl)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn on_reset(&mut self, number: u64, code: u32, size: u64) -> Result<(), Violation> {
+        let Some(stream) = self.find(number)? else {
+            return Ok(());
+        };
+        let first = !stream.reset_received;
+        stream.reset_received = true;
+        let reset_here = stream.reset.is_some();
+        // The end, whether or not all before it came: counted as received and read.
+        let unread = if reset_here {
+            0
+        } else {
+            stream.receive.abort()
+        };
+        let advanced = stream.receive.discard(size, true)?;
+        self.consumed += unread + advanced;
+        self.take_window(advanced)?;
+        if !reset_here {
+            self.abort(number, code);
+            if first {
+                self.events.push_back(Event::Reset(self.id(number), code));
+            }
+        }
+        self.queue_connection_updates();
+        self.remove_if_done(number);
+        Ok(())
+    }
+
+    pub(super) fn on_max_data(&mut self, limit: u64) {
+        if limit > self.sent_limit {
+            self.sent_limit = limit;
+            while let Some((number, ticket)) = self.blocked.pop_front() {
+                if self
+                    .streams
+                    .get(&number)
+                    .is_some_and(|s| s.ticket == ticket && s.queue == Queue::Blocked)
+                {
+                    self.enqueue(number, Queue::Ready);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_max_stream_data(&mut self, number: u64, limit: u64) -> Result<(), Violation> {
+        let Some(stream) = self.find(number)? else {
+            return Ok(());
+        };
+        if stream.reset.is_none() && stream.send.raise_limit(limit) {
+            self.activate(number, false);
+        }
+        Ok(())
+    }
+
+    pub(super) fn on_max_streams(&mut self, limit: u64) {
+        self.opened_here_limit = self.opened_here_limit.max(limit);
+    }
+}

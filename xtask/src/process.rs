@@ -173,6 +173,7 @@ impl Scratch {
 /// Finds `program` in `PATH`, and also in the places for administrators' programs that an ordinary user's `PATH` lacks.
 pub fn find_program(program: &str) -> Option<PathBuf> {
     if program.contains('/') {
+        // A file that is not a program counts as well: `setup` asks for both.
         return Path::new(program).exists().then(|| program.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -10,7 +10,16 @@ extern crate alloc;
 extern crate std;
 
 pub mod dedup;
+pub mod engine;
+mod hash;
+mod management;
+mod outbox;
+mod switch;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod time;
 pub mod tunnel;
+mod wire;
+
+pub use engine::{Engine, EngineParts, Statistics};
+pub use switch::Port;

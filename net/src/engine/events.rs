@@ -1,0 +1,212 @@
+//! What the tunnel tells: it comes and goes, and so do its streams.
+
+use super::Engine;
+use super::flow::{End, Stage};
+use super::message::{self, CONTROL, Code, OPEN, OPEN_LEN};
+use super::table::Slot;
+use crate::time::Instant;
+use crate::tunnel::{DownReason, Event, StreamId};
+
+/// A stream that the peer opened and that has not yet said what it is.
+#[derive(Clone, Copy, Default)]
+pub struct Newcomer {
+    message: [u8; OPEN_LEN],
+    len: usize,
+}
+
+impl Engine {
+    /// Handles everything that the tunnel has to tell.
+    pub(super) fn handle_tunnel(&mut self, now: Instant) {
+        let mut control = false;
+        while let Some(event) = self.link.as_mut().and_then(|link| link.tunnel.poll_event()) {
+            match event {
+                Event::Up => self.tunnel_up(now),
+                Event::Down(reason) => self.tunnel_down(now, reason),
+                Event::Opened(stream) => {
+                    self.newcomers.insert(stream, Newcomer::default());
+                    self.greet(now, stream);
+                }
+                Event::Readable(stream) => {
+                    if let Some(slot) = self.flows.by_stream(stream) {
+                        self.flows.wake(slot);
+                    } else if self.newcomers.contains_key(&stream) {
+                        self.greet(now, stream);
+                    }
+                    control |= self.is_control(stream);
+                }
+                Event::Writable(stream) => {
+                    if let Some(slot) = self.flows.by_stream(stream) {
+                        self.flows.wake(slot);
+                    }
+                    // The control stream is written in every poll.
+                    self.keep_polling |= self.is_control(stream);
+                }
+                Event::Reset(stream, code) => self.stream_reset(now, stream, code.into()),
+                Event::WrongKey(wrong) => log::warn!("{wrong}"),
+            }
+            // A newcomer may just have turned out to be the control stream.
+            control |= matches!(event, Event::Opened(stream) if self.is_control(stream));
+        }
+        if control {
+            self.read_control(now);
+        }
+    }
+
+    fn is_control(&self, stream: StreamId) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.is_control(stream))
+    }
+
+    fn read_control(&mut self, now: Instant) {
+        let Some(link) = &mut self.link else { return };
+        match link.read_control() {
+            Ok(false) => {}
+            Ok(true) => {
+                for slot in self.awaiting_control.drain(..) {
+                    self.flows.wake(slot);
+                }
+            }
+            Err(_) => link.fail(now),
+        }
+    }
+
+    fn tunnel_up(&mut self, now: Instant) {
+        log::info!("the tunnel to the peer is up");
+        self.end_flows(now);
+        if let Some(link) = &mut self.link {
+            link.reset();
+            link.open_control();
+        }
+    }
+
+    fn tunnel_down(&mut self, now: Instant, reason: DownReason) {
+        log::info!("the tunnel to the peer is down: {reason}");
+        self.end_flows(now);
+        if let Some(link) = &mut self.link {
+            link.reset();
+        }
+    }
+
+    /// The tunnel is lost: every host is told so at once.
+    fn end_flows(&mut self, now: Instant) {
+        self.newcomers.clear();
+        self.awaiting_control.clear();
+        let slots: alloc::vec::Vec<Slot> = self.flows.slots().collect();
+        for slot in slots {
+            let Some(flow) = self.flows.get_mut(slot) else {
+                continue;
+            };
+            match flow.stage {
+                Stage::Asking => {
+                    if let Some(flow) = self.flows.take(slot) {
+                        self.conclude(now, *flow, End::NeverOpened(Code::Unreachable));
+                    }
+                }
+                Stage::Resetting => {}
+                Stage::Closing => {
+                    if let Some(flow) = self.flows.take(slot) {
+                        self.conclude(now, *flow, End::Finished);
+                    }
+                }
+                _ => {
+                    flow.abort();
+                    self.counters.flows.reset_by_tunnel += 1;
+                    self.flows.wake(slot);
+                }
+            }
+        }
+    }
+
+    /// The peer has reset a stream.
+    fn stream_reset(&mut self, now: Instant, stream: StreamId, code: Code) {
+        if self.newcomers.remove(&stream).is_some() {
+            return;
+        }
+        if self.is_control(stream) {
+            if let Some(link) = &mut self.link {
+                link.fail(now);
+            }
+            return;
+        }
+        let Some(slot) = self.flows.by_stream(stream) else {
+            return;
+        };
+        let Some(flow) = self.flows.get_mut(slot) else {
+            return;
+        };
+        match (flow.stage, code) {
+            // A refusal is mirrored as one: an RST to the client's SYN. So is a server that accepts and resets at once.
+            (Stage::Asking, Code::Refused | Code::HostReset) => {
+                self.counters.flows.never_opened(Code::Refused);
+            }
+            (Stage::Asking, code) => {
+                if let Some(flow) = self.flows.take(slot) {
+                    let code = match code {
+                        Code::Abandoned => Code::Unreachable,
+                        code => code,
+                    };
+                    self.conclude(now, *flow, End::NeverOpened(code));
+                }
+                return;
+            }
+            (Stage::Resetting, _) => return,
+            _ => self.counters.flows.reset_by_peer += 1,
+        }
+        if let Some(flow) = self.flows.get_mut(slot) {
+            flow.abort();
+            self.flows.wake(slot);
+        }
+    }
+
+    /// Reads what a new stream is for.
+    fn greet(&mut self, now: Instant, stream: StreamId) {
+        let (Some(newcomer), Some(link)) = (self.newcomers.get_mut(&stream), &mut self.link) else {
+            return;
+        };
+        loop {
+            // One byte, then as many as that one calls for.
+            let want = match newcomer.message.first() {
+                Some(&OPEN) if newcomer.len > 0 => OPEN_LEN,
+                _ => 1,
+            };
+            if newcomer.len >= want {
+                break;
+            }
+            let Some(room) = newcomer.message.get_mut(newcomer.len..want) else {
+                return;
+            };
+            let read = link.tunnel.read(stream, room);
+            newcomer.len += read.len;
+            if read.len == 0 {
+                if read.finished {
+                    break;
+                }
+                return;
+            }
+        }
+        let newcomer = *newcomer;
+        self.newcomers.remove(&stream);
+        let result = match newcomer.message.first() {
+            Some(&CONTROL) if newcomer.len == 1 => match link.set_theirs(stream) {
+                Ok(()) => return,
+                Err(_) => Err(Code::Protocol),
+            },
+            Some(&OPEN) if newcomer.len == OPEN_LEN => {
+                match message::decode_open(&newcomer.message) {
+                    Some(key) => self.open_for_peer(now, stream, key),
+                    None => Err(Code::Protocol),
+                }
+            }
+            _ => Err(Code::Protocol),
+        };
+        if let Err(code) = result {
+            if code == Code::Protocol {
+                self.counters.drops.bad_streams += 1;
+            }
+            if let Some(link) = &mut self.link {
+                link.tunnel.reset(stream, code.into());
+            }
+        }
+    }
+}

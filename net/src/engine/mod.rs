@@ -1,0 +1,355 @@
+//! The engine: what a box does with every frame. It ties the switch, the management station, interception, flows, tunnel
+//! and dictionaries together; each of them is elsewhere.
+//!
+//! Frames come in by [`Engine::receive`], and leave in [`Engine::poll`], which does all other work too.
+
+mod events;
+mod flow;
+mod intercept;
+mod lingering;
+mod link;
+mod message;
+mod policy;
+mod statistics;
+mod table;
+mod tcp;
+mod unanswered;
+
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, SocketAddrV4};
+
+use hashbrown::HashMap;
+use outpost_config::{Config, DEFAULT_PORT, Role};
+
+use crate::hash::{Keyed, Random};
+use crate::management::{Heard, Host};
+use crate::outbox::Outbox;
+use crate::switch::{Port, Ports, Switch};
+use crate::time::Instant;
+use crate::tunnel::{Endpoint, State, StreamId, TunnelConfig};
+use crate::wire::{self, Frame, Mac, Payload};
+
+use events::Newcomer;
+use flow::Next;
+use lingering::Lingering;
+use link::{Ends, Link};
+use policy::Policy;
+use table::FlowTable;
+use unanswered::Unanswered;
+
+pub use policy::{Reason, ReasonCounts};
+pub use statistics::{Drops, FlowCounters, PortCounters, Statistics, TunnelView};
+
+/// The longest frame that is bridged, in bytes (a jumbo frame).
+const MAX_FRAME: usize = 9216 + wire::ETHERNET_HEADER + 4;
+/// Frames sent in one [`Engine::poll`], about. More work is left for the next.
+const POLL_FRAMES: usize = 1024;
+/// Turns of flows between two looks at the tunnel.
+const TURNS: usize = 32;
+
+/// What the engine needs beside its configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineParts {
+    /// MAC address of the box's own station. The LAN port's will do: it is the box's alone.
+    pub mac: [u8; 6],
+    /// Secret and random: keys of hash tables, sequence numbers, the tunnel's ephemeral keys. Never the same twice.
+    pub seed: [u8; 32],
+    /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes.
+    pub store_memory: usize,
+    /// Memory for flows (buffers towards the hosts), in bytes. A flow takes 48 KiB to 528 KiB.
+    pub flow_memory: usize,
+}
+
+/// A box's network.
+pub struct Engine {
+    role: Role,
+    policy: Policy,
+    switch: Switch,
+    host: Host,
+    outbox: Outbox,
+    link: Option<Link>,
+    tunnel_port: u16,
+    flows: FlowTable,
+    lingering: Lingering,
+    unanswered: Unanswered,
+    /// Streams that the peer opened and that have not yet said what they are.
+    newcomers: HashMap<StreamId, Newcomer, Keyed>,
+    /// Flows that go on only after the peer's control stream has said something.
+    awaiting_control: Vec<table::Slot>,
+    random: Random,
+    counters: Statistics,
+    /// Room for one tunnel datagram.
+    datagram: Vec<u8>,
+    /// [`Engine::poll`] has something to do now.
+    keep_polling: bool,
+}
+
+impl Engine {
+    /// An engine that has heard nothing yet. `now` is the time of this call.
+    ///
+    /// With no peer in the configuration it is a switch with a management address.
+    pub fn new(config: &Config, parts: EngineParts, now: Instant) -> Engine {
+        let mut random = Random::new(parts.seed);
+        let hash = Keyed::with_seed(random.number());
+        let mac = Mac(parts.mac);
+        let tunnel_port = match config.role {
+            Role::Branch => DEFAULT_PORT,
+            Role::Core => config.listen.port(),
+        };
+        let memory = config.store.memory.map_or(parts.store_memory, |size| {
+            usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+        });
+        let ends = config.peers.first().and_then(|peer| {
+            let endpoint = match config.role {
+                Role::Branch => Some(peer.endpoint?),
+                Role::Core => None,
+            };
+            Some(Ends {
+                config: TunnelConfig::new(config.private_key.0, peer.public_key.0),
+                endpoint: endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),
+            })
+        });
+        let link = ends.map(|ends| Link::new(ends, &mut random, memory, now));
+        Engine {
+            role: config.role,
+            policy: Policy::new(config),
+            switch: Switch::new(mac, hash.clone(), now),
+            host: Host::new(mac, &config.management, hash.clone()),
+            outbox: Outbox::default(),
+            link,
+            tunnel_port,
+            flows: FlowTable::new(parts.flow_memory, &hash),
+            lingering: Lingering::new(hash.clone()),
+            unanswered: Unanswered::new(hash.clone()),
+            newcomers: HashMap::with_hasher(hash.clone()),
+            awaiting_control: Vec::new(),
+            random,
+            counters: Statistics::default(),
+            datagram: Vec::new(),
+            keep_polling: false,
+        }
+    }
+
+    /// Takes a frame that arrived at `port`. Call [`Engine::poll`] soon after, at best after a few of them.
+    pub fn receive(&mut self, now: Instant, port: Port, frame: &[u8]) {
+        let counters = self.counters.port_mut(port);
+        counters.rx_frames += 1;
+        counters.rx_bytes += frame.len() as u64;
+        if frame.len() > MAX_FRAME {
+            self.counters.drops.bad_length += 1;
+            return;
+        }
+        let Some(parsed) = Frame::parse(frame) else {
+            self.counters.drops.bad_length += 1;
+            return;
+        };
+        if parsed.source == self.host.mac() {
+            self.counters.drops.own_source += 1;
+            return;
+        }
+        self.switch.learn(now, port, parsed.source);
+        let consumed = match &parsed.payload {
+            Payload::Tcp(segment) => self.intercept(now, port, &parsed, segment),
+            Payload::Icmp(icmp) => self.notice_icmp(now, port, icmp),
+            _ => false,
+        };
+        if consumed {
+            return;
+        }
+        if parsed.destination == self.host.mac() {
+            self.receive_own(now, &parsed);
+            return;
+        }
+        if matches!(parsed.payload, Payload::Arp(_)) {
+            self.receive_own(now, &parsed);
+        }
+        let ports = self.switch.forward(now, Some(port), parsed.destination);
+        if !ports.is_empty() {
+            self.counters.bridged_frames += 1;
+        }
+        self.outbox.push_copy(ports, frame);
+    }
+
+    /// A frame for the box itself.
+    fn receive_own(&mut self, now: Instant, frame: &Frame<'_>) {
+        match self
+            .host
+            .receive(now, frame, &self.switch, &mut self.outbox)
+        {
+            Heard::Done => self.wake_resolved(now),
+            Heard::Datagram(from, port, payload) if port == self.tunnel_port => {
+                if let Some(link) = &mut self.link {
+                    self.datagram.clear();
+                    self.datagram.extend_from_slice(payload);
+                    let from = Endpoint::new(*from.ip(), from.port());
+                    link.tunnel.receive(now, from, &mut self.datagram);
+                    self.keep_polling = true;
+                }
+            }
+            Heard::Datagram(..) | Heard::Unknown => self.counters.drops.unknown_to_host += 1,
+        }
+    }
+
+    /// Does what there is to do and hands each frame that leaves to `emit`. Works for a bounded time: when
+    /// [`Engine::next_wakeup`] then says "now", there is more.
+    pub fn poll(&mut self, now: Instant, emit: &mut dyn FnMut(Port, &[u8])) {
+        self.keep_polling = false;
+        self.host.poll(now, &self.switch, &mut self.outbox);
+        self.wake_resolved(now);
+        while let Some(complaint) = self.unanswered.overdue(now) {
+            self.counters.syns_unanswered += 1;
+            self.complain(now, &complaint);
+        }
+        let mut sent = self.emit(emit);
+        // The tunnel's events first, always: a stream that the peer has reset must not be read as if it had finished.
+        self.handle_tunnel(now);
+        self.flows.wake_due(now);
+        loop {
+            let flows = self.take_turns(now);
+            if let Some(link) = &mut self.link {
+                link.write_control(now);
+            }
+            let datagrams = self.transmit(now);
+            self.handle_tunnel(now);
+            sent += self.emit(emit);
+            if (flows == 0 && datagrams == 0) || sent >= POLL_FRAMES {
+                break;
+            }
+        }
+        self.keep_polling |=
+            self.flows.has_ready() || !self.outbox.is_empty() || sent >= POLL_FRAMES;
+    }
+
+    /// Hands the waiting frames over; gives how many they were.
+    fn emit(&mut self, emit: &mut dyn FnMut(Port, &[u8])) -> usize {
+        let mut sent = 0;
+        while let Some((ports, frame)) = self.outbox.pop() {
+            for port in ports.iter() {
+                let counters = self.counters.port_mut(port);
+                counters.tx_frames += 1;
+                counters.tx_bytes += frame.len() as u64;
+                emit(port, &frame);
+                sent += 1;
+            }
+            self.outbox.recycle(frame);
+        }
+        sent
+    }
+
+    /// Gives waiting flows their turns; gives how many had one.
+    fn take_turns(&mut self, now: Instant) -> usize {
+        let mut turns = 0;
+        let most = self.flows.ready_len().min(TURNS);
+        while turns < most && self.outbox.has_room_for_flows() {
+            let Some((slot, mut flow)) = self.flows.take_ready() else {
+                break;
+            };
+            turns += 1;
+            self.refresh_way(now, &mut flow);
+            let Some(link) = &mut self.link else { break };
+            let (from, to) = (flow.from_host, flow.to_host);
+            let next = flow.turn(now, link, &mut self.outbox);
+            self.counters.flows.from_hosts += flow.from_host - from;
+            self.counters.flows.to_hosts += flow.to_host - to;
+            match next {
+                Next::Again => {
+                    self.flows.put_back(slot, flow, None);
+                    self.flows.wake(slot);
+                }
+                Next::Wait(timer) => {
+                    if flow.awaits_control() {
+                        self.awaiting_control.push(slot);
+                    }
+                    self.flows.put_back(slot, flow, timer);
+                }
+                Next::End(end) => {
+                    self.flows.remove(slot, &flow);
+                    self.conclude(now, *flow, end);
+                }
+            }
+        }
+        turns
+    }
+
+    /// Sends tunnel datagrams; gives how many.
+    fn transmit(&mut self, now: Instant) -> usize {
+        let Some(link) = &mut self.link else {
+            return 0;
+        };
+        let mut sent = 0;
+        while self.outbox.has_room_for_flows() {
+            let Some(to) = link.tunnel.poll_transmit(now, &mut self.datagram) else {
+                break;
+            };
+            sent += 1;
+            let to = SocketAddrV4::new(to.address, to.port);
+            let went = self.host.send(
+                now,
+                self.tunnel_port,
+                to,
+                &self.datagram,
+                &self.switch,
+                &mut self.outbox,
+            );
+            if !went {
+                self.counters.drops.no_route += 1;
+            }
+        }
+        link.mend(&mut self.random, now);
+        sent
+    }
+
+    /// When [`Engine::poll`] has something to do if no frame arrives before. In the past or present: now.
+    pub fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        if self.keep_polling {
+            return Some(now);
+        }
+        let link = self.link.as_ref();
+        [
+            self.host.next_wakeup(),
+            self.unanswered.next_wakeup(),
+            self.flows.next_wakeup(),
+            link.and_then(|link| link.tunnel.next_wakeup(now)),
+            link.and_then(Link::next_wakeup),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether the tunnel is up.
+    fn is_up(&self) -> bool {
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.tunnel.state() == State::Up)
+    }
+
+    /// The box's own address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.host.address()
+    }
+
+    /// Counters and states at this moment.
+    pub fn statistics(&self) -> Statistics {
+        let mut statistics = self.counters.clone();
+        statistics.flows.open = self.flows.len();
+        statistics.flows.memory = self.flows.memory();
+        statistics.drops.no_room = self.outbox.dropped();
+        statistics.stations = self.switch.stations();
+        if let Some(link) = &self.link {
+            statistics.tunnel = TunnelView::new(&link.tunnel);
+            statistics.sent = link.sender.statistics();
+            statistics.received = link.receiver.statistics();
+        }
+        statistics
+    }
+
+    /// The ports that frames for a host leave from: never the line's, for what is sent to hosts is in the clear.
+    fn ports_to_host(&self, now: Instant, mac: Mac) -> Ports {
+        match self.switch.port_of(now, mac) {
+            Some(Port::Wan) => Ports::NONE,
+            Some(port) => Ports::only(port),
+            None => Ports::ALL.without(Port::Wan),
+        }
+    }
+}

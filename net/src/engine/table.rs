@@ -1,0 +1,212 @@
+//! Which flow has which 4-tuple and which stream, which have work, and whose timers run. Every look-up costs the same
+//! however many flows there are.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::vec::Vec;
+
+use hashbrown::HashMap;
+
+use super::flow::Flow;
+use crate::hash::Keyed;
+use crate::time::Instant;
+use crate::tunnel::StreamId;
+use crate::wire::FlowKey;
+
+/// A flow's place in the table.
+pub type Slot = u32;
+
+#[derive(Default)]
+struct Place {
+    /// Absent while the place is free or the flow has its turn.
+    flow: Option<Box<Flow>>,
+    queued: bool,
+    timer: Option<Instant>,
+}
+
+/// The flows of a box.
+pub struct FlowTable {
+    places: Vec<Place>,
+    free: Vec<Slot>,
+    by_key: HashMap<FlowKey, Slot, Keyed>,
+    by_stream: HashMap<StreamId, Slot, Keyed>,
+    ready: VecDeque<Slot>,
+    timers: BTreeSet<(Instant, Slot)>,
+    memory: usize,
+    memory_limit: usize,
+}
+
+/// Sizes of a flow's buffers (each way) in bytes, by how much of the memory for flows is used: roomy while there is
+/// plenty, small when many connections share it.
+const BUFFERS: [(usize, usize); 3] = [(50, 256 * 1024), (80, 64 * 1024), (100, 16 * 1024)];
+/// What a flow takes beside its buffers, roughly, in bytes: coders and sockets.
+const OVERHEAD: usize = 16 * 1024;
+
+impl FlowTable {
+    /// A table whose flows hold at most `memory_limit` bytes together.
+    pub fn new(memory_limit: usize, hash: &Keyed) -> FlowTable {
+        FlowTable {
+            places: Vec::new(),
+            free: Vec::new(),
+            by_key: HashMap::with_hasher(hash.clone()),
+            by_stream: HashMap::with_hasher(hash.clone()),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            memory: 0,
+            memory_limit,
+        }
+    }
+
+    /// Buffer size for one more flow and what it takes in all; `None`: there is no room.
+    pub fn room(&self) -> Option<(usize, usize)> {
+        BUFFERS.iter().find_map(|&(percent, buffer)| {
+            let cost = 2 * buffer + OVERHEAD;
+            (self.memory + cost <= self.memory_limit / 100 * percent).then_some((buffer, cost))
+        })
+    }
+
+    /// Adds a flow, ready for its first turn. Its 4-tuple and stream are not in the table.
+    pub fn insert(&mut self, flow: Flow) -> Slot {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            (self.places.len() - 1) as Slot
+        });
+        self.memory += flow.memory;
+        self.by_key.insert(flow.key, slot);
+        self.by_stream.insert(flow.stream, slot);
+        if let Some(place) = self.places.get_mut(slot as usize) {
+            place.flow = Some(Box::new(flow));
+        }
+        self.wake(slot);
+        slot
+    }
+
+    /// The flow with a 4-tuple.
+    pub fn by_key(&self, key: &FlowKey) -> Option<Slot> {
+        self.by_key.get(key).copied()
+    }
+
+    /// The flow with a stream.
+    pub fn by_stream(&self, stream: StreamId) -> Option<Slot> {
+        self.by_stream.get(&stream).copied()
+    }
+
+    /// A flow.
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Flow> {
+        self.places.get_mut(slot as usize)?.flow.as_deref_mut()
+    }
+
+    /// Puts a flow in the queue for its turn, if it is not there.
+    pub fn wake(&mut self, slot: Slot) {
+        if let Some(place) = self.places.get_mut(slot as usize)
+            && !place.queued
+        {
+            place.queued = true;
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Puts every flow in the queue whose timer has run out.
+    pub fn wake_due(&mut self, now: Instant) {
+        while let Some(&(at, slot)) = self.timers.first() {
+            if at > now {
+                return;
+            }
+            self.timers.pop_first();
+            if let Some(place) = self.places.get_mut(slot as usize) {
+                place.timer = None;
+            }
+            self.wake(slot);
+        }
+    }
+
+    /// Whether some flow is in the queue.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// How many flows are in the queue.
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Takes the next flow out for its turn; [`FlowTable::put_back`] or [`FlowTable::remove`] follows.
+    pub fn take_ready(&mut self) -> Option<(Slot, Box<Flow>)> {
+        while let Some(slot) = self.ready.pop_front() {
+            if let Some(place) = self.places.get_mut(slot as usize) {
+                place.queued = false;
+                if let Some(flow) = place.flow.take() {
+                    return Some((slot, flow));
+                }
+            }
+        }
+        None
+    }
+
+    /// Puts a flow back after its turn, and sets its timer.
+    pub fn put_back(&mut self, slot: Slot, flow: Box<Flow>, timer: Option<Instant>) {
+        if let Some(place) = self.places.get_mut(slot as usize) {
+            place.flow = Some(flow);
+        }
+        self.set_timer(slot, timer);
+    }
+
+    fn set_timer(&mut self, slot: Slot, timer: Option<Instant>) {
+        if let Some(place) = self.places.get_mut(slot as usize)
+            && place.timer != timer
+        {
+            if let Some(at) = place.timer.take() {
+                self.timers.remove(&(at, slot));
+            }
+            if let Some(at) = timer {
+                self.timers.insert((at, slot));
+            }
+            place.timer = timer;
+        }
+    }
+
+    /// Forgets a flow that [`FlowTable::take_ready`] gave or that is in the table.
+    pub fn remove(&mut self, slot: Slot, flow: &Flow) {
+        self.set_timer(slot, None);
+        self.by_key.remove(&flow.key);
+        self.by_stream.remove(&flow.stream);
+        self.memory -= flow.memory.min(self.memory);
+        // A slot that is still queued is used again only after it has left the queue, else the next flow would seem
+        // to be queued already: it is, and simply has its turn.
+        if let Some(place) = self.places.get_mut(slot as usize) {
+            place.flow = None;
+            self.free.push(slot);
+        }
+    }
+
+    /// Takes a flow out of the table wherever it is.
+    pub fn take(&mut self, slot: Slot) -> Option<Box<Flow>> {
+        let flow = self.places.get_mut(slot as usize)?.flow.take()?;
+        self.remove(slot, &flow);
+        Some(flow)
+    }
+
+    /// The places of all flows.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> {
+        self.places
+            .iter()
+            .enumerate()
+            .filter(|(_, place)| place.flow.is_some())
+            .map(|(slot, _)| slot as Slot)
+    }
+
+    /// When the next timer runs out.
+    pub fn next_wakeup(&self) -> Option<Instant> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// How many flows there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Bytes that the flows hold.
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+}

@@ -80,6 +80,11 @@ pub fn decode(bytes: &Bytes, registers: &Registers, system: &System) -> Option<I
     (!instruction.is_invalid()).then_some(instruction)
 }
 
+/// Makes the decoder's tables, which it allocates at first use.
+pub fn warm_up() {
+    let _ = Decoder::new(64, &[0x90], DecoderOptions::NONE).decode();
+}
+
 /// Where the instruction after the current one is, wrapped to the code's width.
 pub fn after(registers: &Registers, system: &System, length: usize) -> u64 {
     let next = registers.rip.wrapping_add(length as u64);

@@ -1,6 +1,7 @@
 //! Why the guest left: what the back ends decode and the exit handler sees; and the counts and the record of exits.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Why the guest stopped executing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,19 +161,36 @@ impl Exit {
     }
 }
 
-/// How often the guest left, by kind.
+/// How often the guest left, by kind: counted by the CPU that runs it, read by any.
+#[derive(Debug, Default)]
+pub struct ExitCounters([AtomicU64; EXIT_NAMES.len()]);
+
+impl ExitCounters {
+    /// Counts one. Only one CPU may count at a time; no locked access is needed then.
+    pub fn count(&self, kind: ExitKind) {
+        if let Some(counter) = self.0.get(kind as usize) {
+            counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts now.
+    pub fn snapshot(&self) -> ExitCounts {
+        ExitCounts(core::array::from_fn(|index| {
+            self.0
+                .get(index)
+                .map_or(0, |counter| counter.load(Ordering::Relaxed))
+        }))
+    }
+}
+
+/// How often the guest left, by kind, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitCounts([u64; EXIT_NAMES.len()]);
 
 impl ExitCounts {
-    /// Counts one.
-    pub fn count(&mut self, kind: ExitKind) {
-        self.0[kind as usize] += 1;
-    }
-
     /// How many of one kind.
     pub fn of(&self, kind: ExitKind) -> u64 {
-        self.0[kind as usize]
+        self.0.get(kind as usize).copied().unwrap_or(0)
     }
 
     /// How many in all.
@@ -276,10 +294,12 @@ mod tests {
 
     #[test]
     fn counts_show_what_happened() {
-        let mut counts = ExitCounts::default();
+        let counters = ExitCounters::default();
         for exit in [Exit::Halt, Exit::Cpuid, Exit::Halt, Exit::Unknown([0; 3])] {
-            counts.count(exit.kind());
+            counters.count(exit.kind());
         }
+        let counts = counters.snapshot();
+        assert_eq!(counts.of(ExitKind::Halt), 2);
         assert_eq!(counts.to_string(), "4 exits: 2 halt, 1 cpuid, 1 unknown");
         assert_eq!(ExitKind::Unknown as usize + 1, EXIT_NAMES.len());
         assert_eq!(ExitKind::MachineCheck.name(), "machine-check");

@@ -5,11 +5,16 @@
 
 extern crate alloc;
 
+pub mod acpi;
 pub mod cpu;
 pub mod cpuid;
 pub mod decode;
+pub mod device;
 pub mod emulate;
 pub mod exit;
 pub mod host;
+pub mod load;
+pub mod machine;
 pub mod mem;
 pub mod msr;
+pub mod platform;

@@ -3,6 +3,7 @@
 
 use crate::cpu::svm::check::pat_is_valid;
 use crate::cpu::{EFER_LME, System};
+use crate::device::lapic::GeneralProtection;
 use crate::mem::walk::{CR0_PG, EFER_LMA, EFER_NXE};
 
 /// MSR numbers: APM vol. 2, appendix A; Intel SDM vol. 4; Documentation/virt/kvm/x86/msr.rst.
@@ -66,10 +67,6 @@ const DECODE_VALUE: u64 = 1 << 1;
 const MISC_ENABLE_VALUE: u64 = 1;
 /// EFER.SCE.
 const EFER_SCE: u64 = 1;
-
-/// The guest did what raises #GP(0).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GeneralProtection;
 
 /// What a write wants done beyond being remembered here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

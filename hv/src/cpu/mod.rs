@@ -4,11 +4,23 @@
 use crate::exit::Exit;
 use crate::mem::npt::FlushNeeded;
 use crate::mem::walk::Paging;
+use core::arch::x86_64::CpuidResult;
 use core::fmt;
 
 pub(crate) mod alu;
 pub mod fpu;
 pub mod svm;
+
+/// The time-stamp counter.
+pub fn read_tsc() -> u64 {
+    // SAFETY: every x86-64 CPU has it; it has no effect, and CR4.TSD is not set by anything here.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The CPU's own CPUID.
+pub fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
+    core::arch::x86_64::__cpuid_count(leaf, subleaf)
+}
 
 /// RFLAGS bit 1, always set.
 pub const RFLAGS_ONE: u64 = 1 << 1;

@@ -1,0 +1,335 @@
+//! What is done for each [`Exit`].
+
+use super::{Machine, StopReason};
+use crate::cpu::{
+    DEBUG_EXCEPTION, Delivery, Event, GENERAL_PROTECTION, Gpr, INVALID_OPCODE, RFLAGS_IF,
+    RFLAGS_TF, host_cpuid, read_tsc,
+};
+use crate::cpuid;
+use crate::decode;
+use crate::emulate::{self, Bus, Trouble};
+use crate::exit::{Exit, MemoryAccess, PortAccess};
+use crate::mem::{GuestMemory, GuestPtr};
+use crate::msr::{Effect, number, system_time_bytes};
+use crate::platform::{GeneralProtection, Platform};
+
+/// DR6.BS: single step.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// KVM_ENOSYS and KVM_EPERM, negative (Documentation/virt/kvm/x86/hypercalls.rst).
+const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
+const HYPERCALL_NOT_PERMITTED: u64 = -1_i64 as u64;
+
+impl Machine<'_> {
+    /// Does what the guest left for.
+    ///
+    /// # Errors
+    /// The reason why the guest cannot go on.
+    pub(super) fn handle(&mut self, exit: Exit) -> Result<(), StopReason> {
+        match exit {
+            Exit::HostInterrupt => {
+                self.host.take_interrupts();
+                // It may have been the timer's: what it was armed for stands no longer.
+                self.armed = None;
+            }
+            Exit::InterruptWindow => self.vcpu.watch_window(false),
+            Exit::Halt => self.halt()?,
+            Exit::Cpuid => self.cpuid(),
+            Exit::ReadMsr => self.read_msr(),
+            Exit::WriteMsr => self.write_msr(),
+            Exit::Port(access) if access.string => self.emulate(access.port.into())?,
+            Exit::Port(access) => self.port(access),
+            Exit::Memory(access) => self.memory_access(access)?,
+            Exit::TaskPriority { .. } => self.emulate(0)?,
+            // All memory is coherent: there is nothing to write back, and nothing may be thrown away.
+            Exit::CacheFlush => self.retire_opcode(&[0x0F, 0x08]),
+            Exit::Exception(vector, code) => self.vcpu.inject(Event::Exception(vector, code)),
+            Exit::Hypercall => {
+                let kernel = self.vcpu.system().cpl() == 0;
+                let answer = if kernel {
+                    NO_SUCH_HYPERCALL
+                } else {
+                    HYPERCALL_NOT_PERMITTED
+                };
+                self.vcpu.registers_mut().set(Gpr::Rax, answer);
+                self.retire_opcode(&[0x0F, 0x01, 0xD9]);
+            }
+            Exit::Undefined => self.vcpu.inject(INVALID_OPCODE),
+            Exit::Refused => self.vcpu.inject(GENERAL_PROTECTION),
+            Exit::Shutdown => return Err(StopReason::TripleFault),
+            Exit::BadState(rule) => return Err(StopReason::BadState(rule)),
+            Exit::MachineCheck => return Err(StopReason::MachineCheck),
+            Exit::Unknown(raw) => return Err(StopReason::UnknownExit(raw)),
+        }
+        Ok(())
+    }
+
+    /// Goes on at `next`. An instruction under single step traps after it, emulated or not.
+    fn retire(&mut self, next: u64) {
+        self.vcpu.retire(next);
+        if self.vcpu.registers().rflags & RFLAGS_TF != 0 {
+            let mut system = self.vcpu.system();
+            system.dr6 |= DR6_SINGLE_STEP;
+            self.vcpu.set_system(&system);
+            self.vcpu.inject(Event::Exception(DEBUG_EXCEPTION, None));
+        }
+    }
+
+    /// Goes on after the current instruction, which is `opcode`, perhaps with prefixes.
+    fn retire_opcode(&mut self, opcode: &[u8]) {
+        let next = self.vcpu.next_rip().unwrap_or_else(|| {
+            decode::after_opcode(
+                &self.memory,
+                self.vcpu.registers(),
+                &self.vcpu.system(),
+                opcode,
+            )
+        });
+        self.retire(next);
+    }
+
+    fn halt(&mut self) -> Result<(), StopReason> {
+        self.retire_opcode(&[0xF4]);
+        if self.vcpu.registers().rflags & RFLAGS_IF == 0 {
+            return Err(StopReason::HaltedForEver);
+        }
+        self.halted = true;
+        Ok(())
+    }
+
+    fn cpuid(&mut self) {
+        let registers = self.vcpu.registers();
+        let (leaf, subleaf) = (
+            registers.get(Gpr::Rax) as u32,
+            registers.get(Gpr::Rcx) as u32,
+        );
+        let answer = cpuid::answer(leaf, subleaf, self.topology, host_cpuid);
+        let registers = self.vcpu.registers_mut();
+        registers.set(Gpr::Rax, answer.eax.into());
+        registers.set(Gpr::Rbx, answer.ebx.into());
+        registers.set(Gpr::Rcx, answer.ecx.into());
+        registers.set(Gpr::Rdx, answer.edx.into());
+        self.retire_opcode(&[0x0F, 0xA2]);
+    }
+
+    fn read_msr(&mut self) {
+        let msr = self.vcpu.registers().get(Gpr::Rcx) as u32;
+        let vcpu = self.topology.vcpu as usize;
+        let value = match msr {
+            number::APIC_BASE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
+                self.platform.apic_msr_read(vcpu, msr)
+            }
+            number::TSC_DEADLINE => Ok(self.platform.tsc_deadline(vcpu)),
+            _ => self.msrs.read(msr, &self.vcpu.system(), self.guest_tsc()),
+        };
+        match value {
+            Ok(value) => {
+                self.vcpu.registers_mut().set_edx_eax(value);
+                self.retire_opcode(&[0x0F, 0x32]);
+            }
+            Err(GeneralProtection) => {
+                log::debug!("guest reads MSR {msr:#x}, which it does not have");
+                self.vcpu.inject(GENERAL_PROTECTION);
+            }
+        }
+    }
+
+    fn write_msr(&mut self) {
+        let registers = self.vcpu.registers();
+        let (msr, value) = (registers.get(Gpr::Rcx) as u32, registers.edx_eax());
+        let vcpu = self.topology.vcpu as usize;
+        let done = match msr {
+            number::APIC_BASE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
+                self.platform.apic_msr_write(vcpu, msr, value)
+            }
+            number::TSC_DEADLINE => {
+                let tsc = self.guest_tsc();
+                self.platform.set_tsc_deadline(vcpu, value, tsc);
+                Ok(())
+            }
+            _ => self
+                .msrs
+                .write(msr, value, &self.vcpu.system())
+                .map(|effect| self.carry_out(effect)),
+        };
+        match done {
+            Ok(()) => self.retire_opcode(&[0x0F, 0x30]),
+            Err(GeneralProtection) => {
+                log::debug!("guest writes {value:#x} to MSR {msr:#x}, which it may not");
+                self.vcpu.inject(GENERAL_PROTECTION);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Efer(efer) => {
+                let mut system = self.vcpu.system();
+                system.efer = efer;
+                self.vcpu.set_system(&system);
+            }
+            Effect::Pat(pat) => {
+                let mut system = self.vcpu.system();
+                system.pat = pat;
+                self.vcpu.set_system(&system);
+            }
+            Effect::Tsc(value) => {
+                self.vcpu.set_tsc_offset(value.wrapping_sub(read_tsc()));
+                self.publish_system_time();
+            }
+            Effect::TscAux(value) => self.vcpu.set_tsc_aux(value),
+            Effect::WallClock(address) => self.publish_wall_clock(address),
+            Effect::SystemTime(_) => self.publish_system_time(),
+        }
+    }
+
+    /// Writes KVM's system time structure, if the guest has one. It stays true: the TSC never changes its rate.
+    fn publish_system_time(&mut self) {
+        let Some(address) = self.msrs.system_time() else {
+            return;
+        };
+        // Two readings around the clock's: the middle is when the clock was read.
+        let before = self.guest_tsc();
+        let now = self.host.now_ns();
+        let tsc = before.wrapping_add(self.guest_tsc().wrapping_sub(before) / 2);
+        self.clock_version = self.clock_version.wrapping_add(2);
+        let bytes = system_time_bytes(self.clock_version, tsc, now, self.clock);
+        if self.memory.write(address, &bytes).is_err() {
+            log::debug!("guest wants its system time at {address:#x}, where it has no memory");
+        }
+    }
+
+    /// Writes KVM's wall clock structure: version, seconds, nanoseconds at system time zero.
+    fn publish_wall_clock(&mut self, address: u64) {
+        let seconds = self.host.boot_unix_seconds() as u32;
+        let mut bytes = [0; 12];
+        bytes[0] = 2;
+        bytes[4..8].copy_from_slice(&seconds.to_le_bytes());
+        if self.memory.write(address, &bytes).is_err() {
+            log::debug!("guest wants the wall clock at {address:#x}, where it has no memory");
+        }
+    }
+
+    fn port(&mut self, access: PortAccess) {
+        let rax = self.vcpu.registers().get(Gpr::Rax);
+        let mask = match access.width {
+            1 => 0xFF,
+            2 => 0xFFFF,
+            _ => 0xFFFF_FFFF,
+        };
+        if access.write {
+            self.platform
+                .port_write(&self.memory, access.port, access.width, (rax & mask) as u32);
+        } else {
+            let value = u64::from(
+                self.platform
+                    .port_read(&self.memory, access.port, access.width),
+            ) & mask;
+            let kept = if access.width == 4 { 0 } else { rax & !mask };
+            self.vcpu.registers_mut().set(Gpr::Rax, kept | value);
+        }
+        self.retire(access.next_rip);
+    }
+
+    fn memory_access(&mut self, access: MemoryAccess) -> Result<(), StopReason> {
+        let MemoryAccess { address, .. } = access;
+        if access.fetch {
+            return Err(StopReason::NoCode(address));
+        }
+        // The CPU's own access while it walked tables or delivered an event: no instruction to emulate.
+        if access.table_walk || self.vcpu.delivery() == Delivery::Busy {
+            return Err(StopReason::NoTables(address));
+        }
+        if self.memory.contains(GuestPtr { address, length: 1 }) {
+            return Err(StopReason::NestedFault(address));
+        }
+        self.emulate(address)
+    }
+
+    /// Carries out the current instruction, which touched `address`.
+    fn emulate(&mut self, address: u64) -> Result<(), StopReason> {
+        let system = self.vcpu.system();
+        let mut wires = Wires {
+            memory: &self.memory,
+            platform: &mut self.platform,
+            vcpu: self.topology.vcpu as usize,
+            unclaimed: &mut self.unclaimed_mmio,
+        };
+        match emulate::step(&self.memory, self.vcpu.registers_mut(), &system, &mut wires) {
+            Ok(next) => self.retire(next),
+            Err(Trouble::Inject(event, cr2)) => {
+                if let Some(cr2) = cr2 {
+                    self.vcpu.set_system(&crate::cpu::System { cr2, ..system });
+                }
+                self.vcpu.inject(event);
+            }
+            Err(Trouble::NoCode) => return Err(StopReason::NoCode(self.vcpu.registers().rip)),
+            Err(Trouble::Unsupported(bytes)) => {
+                return Err(StopReason::UnknownInstruction { address, bytes });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What an emulated instruction reaches.
+struct Wires<'a, 'h> {
+    memory: &'a GuestMemory,
+    platform: &'a mut Platform<'h>,
+    vcpu: usize,
+    unclaimed: &'a mut u64,
+}
+
+impl Bus for Wires<'_, '_> {
+    fn read(&mut self, address: u64, width: u8) -> u64 {
+        let ram = match width {
+            1 => self.memory.read_u8(address).map(u64::from),
+            2 => self.memory.read_u16(address).map(u64::from),
+            4 => self.memory.read_u32(address).map(u64::from),
+            _ => self.memory.read_u64(address),
+        };
+        ram.ok()
+            .or_else(|| {
+                self.platform
+                    .mmio_read(self.memory, self.vcpu, address, width)
+            })
+            .unwrap_or_else(|| {
+                *self.unclaimed += 1;
+                u64::MAX
+            })
+    }
+
+    fn write(&mut self, address: u64, width: u8, value: u64) {
+        let ram = match width {
+            1 => self.memory.write_u8(address, value as u8),
+            2 => self.memory.write_u16(address, value as u16),
+            4 => self.memory.write_u32(address, value as u32),
+            _ => self.memory.write_u64(address, value),
+        };
+        if ram.is_err()
+            && self
+                .platform
+                .mmio_write(self.memory, self.vcpu, address, width, value)
+                .is_none()
+        {
+            *self.unclaimed += 1;
+        }
+    }
+
+    fn port_read(&mut self, port: u16, width: u8) -> u32 {
+        self.platform.port_read(self.memory, port, width)
+    }
+
+    fn port_write(&mut self, port: u16, width: u8, value: u32) {
+        self.platform.port_write(self.memory, port, width, value);
+    }
+
+    fn task_priority(&mut self) -> u64 {
+        u64::from(self.platform.task_priority(self.vcpu) >> 4)
+    }
+
+    fn set_task_priority(&mut self, value: u64) {
+        self.platform
+            .set_task_priority(self.vcpu, (value as u8 & 0xF) << 4);
+    }
+}

@@ -1,0 +1,619 @@
+//! The local APIC of one vCPU (Intel SDM vol. 3A, chapter 11): x2APIC registers by MSR, the same ones by MMIO in xAPIC mode.
+//!
+//! It keeps no clock and sends nothing itself: writes give an [`Effect`] that the platform carries out.
+
+mod ipi;
+mod timer;
+mod vectors;
+
+pub use ipi::{DeliveryMode, Destination, Message};
+use timer::{Timer, TimerMode};
+use vectors::VectorSet;
+
+use crate::platform::layout::LOCAL_APIC;
+
+/// The guest did what raises #GP(0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GeneralProtection;
+
+/// What a write wants done outside of this local APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// A level-triggered interrupt with this vector has ended: tell the I/O APIC.
+    EndOfLevel(u8),
+    /// Send this.
+    Send(Message),
+}
+
+/// How a vCPU's local APIC is accessed after reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApicMode {
+    /// By MSR. Linux is started like this, as if firmware had switched it.
+    #[default]
+    X2Apic,
+    /// By MMIO at 0xFEE00000, as after a reset of the CPU.
+    XApic,
+}
+
+/// What waits for a vCPU beside interrupt vectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// INIT: reset to the wait-for-SIPI state. The local APIC has been reset already.
+    Init,
+    /// Startup at this page of real-mode memory; to be ignored unless the vCPU waits for it.
+    Startup(u8),
+    /// NMI.
+    Nmi,
+}
+
+/// Register numbers: MSR minus 0x800, or MMIO offset divided by 16.
+mod register {
+    pub const ID: u32 = 0x02;
+    pub const VERSION: u32 = 0x03;
+    pub const TASK_PRIORITY: u32 = 0x08;
+    pub const ARBITRATION: u32 = 0x09;
+    pub const PROCESSOR_PRIORITY: u32 = 0x0A;
+    pub const EOI: u32 = 0x0B;
+    pub const LOGICAL_DESTINATION: u32 = 0x0D;
+    pub const DESTINATION_FORMAT: u32 = 0x0E;
+    pub const SPURIOUS: u32 = 0x0F;
+    pub const IN_SERVICE: u32 = 0x10;
+    pub const TRIGGER_MODE: u32 = 0x18;
+    pub const REQUEST: u32 = 0x20;
+    pub const ERROR_STATUS: u32 = 0x28;
+    pub const COMMAND: u32 = 0x30;
+    pub const COMMAND_HIGH: u32 = 0x31;
+    pub const LVT_TIMER: u32 = 0x32;
+    pub const LVT_ERROR: u32 = 0x37;
+    pub const INITIAL_COUNT: u32 = 0x38;
+    pub const CURRENT_COUNT: u32 = 0x39;
+    pub const DIVIDE: u32 = 0x3E;
+    pub const SELF_IPI: u32 = 0x3F;
+}
+
+/// IA32_APIC_BASE bits.
+const BASE_BOOTSTRAP: u64 = 1 << 8;
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ENABLED: u64 = 1 << 11;
+
+/// Integrated local APIC, six local vectors.
+const VERSION: u32 = 0x14 | 5 << 16;
+
+/// Local vectors: timer, thermal, performance, LINT0, LINT1, error.
+const LOCAL_VECTORS: usize = 6;
+const LVT_MASKED: u32 = 1 << 16;
+/// Writable bits of each local vector.
+const LVT_WRITABLE: [u32; LOCAL_VECTORS] = [
+    0x7_00FF, // timer: vector, mask, mode
+    0x1_07FF, // thermal: vector, delivery, mask
+    0x1_07FF, // performance
+    0x1_A7FF, // LINT0: vector, delivery, polarity, trigger, mask
+    0x1_A7FF, // LINT1
+    0x1_00FF, // error: vector, mask
+];
+const LVT_ERROR_INDEX: usize = 5;
+
+const SPURIOUS_ENABLED: u32 = 1 << 8;
+
+/// Error status bits.
+const ERROR_SEND_VECTOR: u32 = 1 << 5;
+const ERROR_RECEIVE_VECTOR: u32 = 1 << 6;
+const ERROR_REGISTER: u32 = 1 << 7;
+
+/// The local APIC of one vCPU.
+#[derive(Clone, Debug)]
+pub struct LocalApic {
+    // Configuration.
+    id: u32,
+    // Volatile state.
+    base: u64,
+    task_priority: u32,
+    logical_destination: u32,
+    destination_format: u32,
+    spurious: u32,
+    in_service: VectorSet,
+    trigger_mode: VectorSet,
+    requests: VectorSet,
+    error_status: u32,
+    error_pending: u32,
+    command: u64,
+    local: [u32; LOCAL_VECTORS],
+    timer: Timer,
+    nmi: bool,
+    init: bool,
+    startup: Option<u8>,
+}
+
+impl LocalApic {
+    /// The local APIC of vCPU `id` as after reset, or switched to x2APIC mode. vCPU 0 is the bootstrap processor.
+    pub fn new(id: u32, mode: ApicMode) -> Self {
+        let mut base = LOCAL_APIC | BASE_ENABLED;
+        if id == 0 {
+            base |= BASE_BOOTSTRAP;
+        }
+        if mode == ApicMode::X2Apic {
+            base |= BASE_X2APIC;
+        }
+        Self {
+            id,
+            base,
+            task_priority: 0,
+            logical_destination: 0,
+            destination_format: u32::MAX,
+            spurious: 0xFF,
+            in_service: VectorSet::default(),
+            trigger_mode: VectorSet::default(),
+            requests: VectorSet::default(),
+            error_status: 0,
+            error_pending: 0,
+            command: 0,
+            local: [LVT_MASKED; LOCAL_VECTORS],
+            timer: Timer::default(),
+            nmi: false,
+            init: false,
+            startup: None,
+        }
+    }
+
+    /// Resets what INIT resets: everything but the identifier and IA32_APIC_BASE (11.4.7.3).
+    fn reset(&mut self) {
+        let startup = self.startup;
+        let base = self.base;
+        *self = Self::new(self.id, ApicMode::XApic);
+        self.base = base;
+        self.startup = startup;
+    }
+
+    /// The identifier.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// True in x2APIC mode.
+    pub fn is_x2apic(&self) -> bool {
+        self.base & BASE_X2APIC != 0
+    }
+
+    /// True if the registers are at [`LOCAL_APIC`].
+    pub fn has_mmio(&self) -> bool {
+        self.is_enabled() && !self.is_x2apic()
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.base & BASE_ENABLED != 0
+    }
+
+    fn is_software_enabled(&self) -> bool {
+        self.is_enabled() && self.spurious & SPURIOUS_ENABLED != 0
+    }
+
+    /// IA32_APIC_BASE.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Writes IA32_APIC_BASE. The registers cannot be moved.
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] for another address, reserved bits, and changes of mode that the manual forbids (11.12.5).
+    pub fn set_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
+        let modes = BASE_ENABLED | BASE_X2APIC;
+        if (value ^ self.base) & !modes != 0 {
+            return Err(GeneralProtection);
+        }
+        let (old, new) = (self.base & modes, value & modes);
+        let allowed = new != BASE_X2APIC
+            && !(old == modes && new == BASE_ENABLED)
+            && !(old == 0 && new == modes);
+        if !allowed {
+            return Err(GeneralProtection);
+        }
+        if new == 0 {
+            self.reset();
+        }
+        self.base = value;
+        Ok(())
+    }
+
+    /// Reads x2APIC register `msr` (0x800–0x83f).
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] outside x2APIC mode and for registers that do not exist or cannot be read.
+    pub fn read_msr(&mut self, msr: u32, now_ns: u64) -> Result<u64, GeneralProtection> {
+        let register = self.x2apic_register(msr)?;
+        match register {
+            register::COMMAND => Ok(self.command),
+            register::EOI | register::SELF_IPI | register::ARBITRATION => Err(GeneralProtection),
+            register::COMMAND_HIGH | register::DESTINATION_FORMAT => Err(GeneralProtection),
+            _ => self
+                .read_register(register, now_ns)
+                .map(u64::from)
+                .ok_or(GeneralProtection),
+        }
+    }
+
+    /// Writes x2APIC register `msr` (0x800–0x83f).
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] outside x2APIC mode, for registers that do not exist or cannot be written, and for reserved bits.
+    pub fn write_msr(
+        &mut self,
+        msr: u32,
+        value: u64,
+        now_ns: u64,
+    ) -> Result<Effect, GeneralProtection> {
+        let register = self.x2apic_register(msr)?;
+        if register == register::COMMAND {
+            self.command = value & !(1 << 12);
+            return Ok(self.send_command());
+        }
+        let value = u32::try_from(value).map_err(|_| GeneralProtection)?;
+        match register {
+            register::SELF_IPI if value <= 0xFF => Ok(Effect::Send(Message {
+                destination: Destination::Myself,
+                mode: DeliveryMode::Fixed,
+                vector: value as u8,
+                level: false,
+            })),
+            register::EOI | register::ERROR_STATUS if value != 0 => Err(GeneralProtection),
+            register::TASK_PRIORITY if value > 0xFF => Err(GeneralProtection),
+            register::SELF_IPI
+            | register::ID
+            | register::LOGICAL_DESTINATION
+            | register::COMMAND_HIGH
+            | register::DESTINATION_FORMAT => Err(GeneralProtection),
+            _ => self
+                .write_register(register, value, now_ns)
+                .ok_or(GeneralProtection),
+        }
+    }
+
+    fn x2apic_register(&self, msr: u32) -> Result<u32, GeneralProtection> {
+        match msr.checked_sub(0x800) {
+            Some(register @ 0..=0x3F) if self.is_enabled() && self.is_x2apic() => Ok(register),
+            _ => Err(GeneralProtection),
+        }
+    }
+
+    /// Reads the xAPIC register at `offset` of the page. Registers that do not exist read 0 and are noted as errors.
+    pub fn read_mmio(&mut self, offset: u64, now_ns: u64) -> u32 {
+        let register = (offset >> 4) as u32;
+        // Only the first word of each 16 bytes is a register.
+        let value = if offset & 0xC == 0 {
+            self.read_register(register, now_ns)
+        } else {
+            None
+        };
+        value.unwrap_or_else(|| {
+            self.error(ERROR_REGISTER);
+            0
+        })
+    }
+
+    /// Writes the xAPIC register at `offset` of the page.
+    pub fn write_mmio(&mut self, offset: u64, value: u32, now_ns: u64) -> Effect {
+        let register = (offset >> 4) as u32;
+        if offset & 0xC != 0 {
+            self.error(ERROR_REGISTER);
+            return Effect::None;
+        }
+        match register {
+            register::COMMAND => {
+                self.command = self.command & !0xFFFF_FFFF | u64::from(value & !(1 << 12));
+                self.send_command()
+            }
+            register::COMMAND_HIGH => {
+                self.command = self.command & 0xFFFF_FFFF | u64::from(value) << 32;
+                Effect::None
+            }
+            register::ID => Effect::None, // read-only on current CPUs
+            _ => self
+                .write_register(register, value, now_ns)
+                .unwrap_or_else(|| {
+                    self.error(ERROR_REGISTER);
+                    Effect::None
+                }),
+        }
+    }
+
+    /// The registers common to both modes; none if there is no such register or it cannot be read.
+    fn read_register(&self, register: u32, now_ns: u64) -> Option<u32> {
+        Some(match register {
+            register::ID if self.is_x2apic() => self.id,
+            register::ID => self.id << 24,
+            register::VERSION => VERSION,
+            register::TASK_PRIORITY => self.task_priority,
+            register::ARBITRATION | register::PROCESSOR_PRIORITY => u32::from(self.priority()),
+            register::LOGICAL_DESTINATION => self.logical_id(),
+            register::DESTINATION_FORMAT => self.destination_format,
+            register::SPURIOUS => self.spurious,
+            register::IN_SERVICE..register::TRIGGER_MODE => self.in_service.word(register),
+            register::TRIGGER_MODE..register::REQUEST => self.trigger_mode.word(register),
+            register::REQUEST..register::ERROR_STATUS => self.requests.word(register),
+            register::ERROR_STATUS => self.error_status,
+            register::COMMAND => self.command as u32,
+            register::COMMAND_HIGH => (self.command >> 32) as u32,
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                self.local[(register - register::LVT_TIMER) as usize]
+            }
+            register::INITIAL_COUNT => self.timer.initial(),
+            register::CURRENT_COUNT => self.timer.current(now_ns),
+            register::DIVIDE => self.timer.divide(),
+            _ => return None,
+        })
+    }
+
+    /// The registers common to both modes; none if there is no such register or it cannot be written.
+    fn write_register(&mut self, register: u32, value: u32, now_ns: u64) -> Option<Effect> {
+        match register {
+            register::TASK_PRIORITY => self.task_priority = value & 0xFF,
+            register::EOI => return Some(self.end_of_interrupt()),
+            register::LOGICAL_DESTINATION => self.logical_destination = value & 0xFF00_0000,
+            register::DESTINATION_FORMAT => self.destination_format = value | 0x0FFF_FFFF,
+            register::SPURIOUS => {
+                self.spurious = value & 0x1FF;
+                if value & SPURIOUS_ENABLED == 0 {
+                    self.local = self.local.map(|local| local | LVT_MASKED);
+                }
+            }
+            register::ERROR_STATUS => {
+                self.error_status = self.error_pending;
+                self.error_pending = 0;
+            }
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                self.write_local_vector((register - register::LVT_TIMER) as usize, value);
+            }
+            register::INITIAL_COUNT => self.timer.set_initial(value, now_ns),
+            register::DIVIDE => self.timer.set_divide(value, now_ns),
+            _ => return None,
+        }
+        Some(Effect::None)
+    }
+
+    fn write_local_vector(&mut self, index: usize, value: u32) {
+        let mut value = value & LVT_WRITABLE[index];
+        if !self.is_software_enabled() {
+            value |= LVT_MASKED;
+        }
+        self.local[index] = value;
+        if index == 0 {
+            self.timer.set_mode(match value >> 17 & 3 {
+                1 => TimerMode::Periodic,
+                2 => TimerMode::TscDeadline,
+                _ => TimerMode::OneShot,
+            });
+        }
+    }
+
+    /// What the interrupt command register asks for (11.6.1).
+    fn send_command(&mut self) -> Effect {
+        let low = self.command as u32;
+        let vector = low as u8;
+        let Some(mode) = DeliveryMode::of_command(low >> 8) else {
+            return Effect::None;
+        };
+        // An INIT level de-assert only synchronised arbitration identifiers, on CPUs long gone.
+        if mode == DeliveryMode::Init && low & (1 << 15) != 0 && low & (1 << 14) == 0 {
+            return Effect::None;
+        }
+        if vector < 16 && matches!(mode, DeliveryMode::Fixed | DeliveryMode::LowestPriority) {
+            self.error(ERROR_SEND_VECTOR);
+            return Effect::None;
+        }
+        let target = if self.is_x2apic() {
+            (self.command >> 32) as u32
+        } else {
+            (self.command >> 56) as u32
+        };
+        let broadcast = if self.is_x2apic() { u32::MAX } else { 0xFF };
+        let destination = match low >> 18 & 3 {
+            1 => Destination::Myself,
+            2 => Destination::All,
+            3 => Destination::Others,
+            _ if target == broadcast => Destination::All,
+            _ if low & (1 << 11) != 0 => Destination::Logical(target),
+            _ => Destination::Physical(target),
+        };
+        Effect::Send(Message {
+            destination,
+            mode,
+            vector,
+            level: false,
+        })
+    }
+
+    fn error(&mut self, bit: u32) {
+        self.error_pending |= bit;
+        let local = self.local[LVT_ERROR_INDEX];
+        let vector = local as u8;
+        if local & LVT_MASKED == 0 && vector >= 16 {
+            self.requests.insert(vector);
+            self.trigger_mode.remove(vector);
+        }
+    }
+
+    /// The logical identifier: derived in x2APIC mode (11.12.10.2), as written in xAPIC mode.
+    fn logical_id(&self) -> u32 {
+        if self.is_x2apic() {
+            (self.id >> 4) << 16 | 1 << (self.id & 15)
+        } else {
+            self.logical_destination
+        }
+    }
+
+    /// True if this one is among the logical destinations `target`: of 32 bits in x2APIC mode; of 8 in xAPIC mode, flat or cluster
+    /// model by the destination format register.
+    pub fn matches_logical(&self, target: u32) -> bool {
+        let id = self.logical_id();
+        if self.is_x2apic() {
+            return id >> 16 == target >> 16 && id & target & 0xFFFF != 0;
+        }
+        let id = id >> 24;
+        if self.destination_format >> 28 == 0 {
+            let cluster = target >> 4 & 0xF;
+            (cluster == id >> 4 || cluster == 0xF) && id & target & 0xF != 0
+        } else {
+            id & target & 0xFF != 0
+        }
+    }
+
+    /// Takes a message that is for this one.
+    pub fn accept(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
+        match mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+                if !self.is_software_enabled() {
+                    return;
+                }
+                if vector < 16 {
+                    self.error(ERROR_RECEIVE_VECTOR);
+                    return;
+                }
+                self.requests.insert(vector);
+                if level {
+                    self.trigger_mode.insert(vector);
+                } else {
+                    self.trigger_mode.remove(vector);
+                }
+            }
+            DeliveryMode::Nmi => self.nmi = true,
+            DeliveryMode::Init => {
+                self.init = true;
+                self.startup = None;
+            }
+            DeliveryMode::Startup => self.startup = Some(vector),
+            DeliveryMode::Smi | DeliveryMode::External => {}
+        }
+    }
+
+    /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI.
+    pub fn take_event(&mut self) -> Option<VcpuEvent> {
+        if self.init {
+            self.reset();
+            return Some(VcpuEvent::Init);
+        }
+        if let Some(page) = self.startup.take() {
+            return Some(VcpuEvent::Startup(page));
+        }
+        core::mem::take(&mut self.nmi).then_some(VcpuEvent::Nmi)
+    }
+
+    /// True if [`LocalApic::take_event`] would give one.
+    pub fn has_event(&self) -> bool {
+        self.init || self.startup.is_some() || self.nmi
+    }
+
+    /// The processor priority register (11.8.3.1): the higher of the task's and the interrupts in service.
+    fn priority(&self) -> u8 {
+        let task = self.task_priority as u8;
+        let service = self.in_service.highest().unwrap_or(0);
+        if task & 0xF0 >= service & 0xF0 {
+            task
+        } else {
+            service & 0xF0
+        }
+    }
+
+    /// The task priority register, CR8's other form: bits 4–7 are CR8.
+    pub fn task_priority(&self) -> u8 {
+        self.task_priority as u8
+    }
+
+    /// Sets the task priority register.
+    pub fn set_task_priority(&mut self, value: u8) {
+        self.task_priority = u32::from(value);
+    }
+
+    /// How busy this one is, for lowest-priority delivery.
+    pub fn arbitration_priority(&self) -> u8 {
+        self.priority()
+    }
+
+    /// True if fixed interrupts are taken at all.
+    pub fn takes_interrupts(&self) -> bool {
+        self.is_software_enabled()
+    }
+
+    /// The highest vector that may be delivered now: requested, and above the processor priority.
+    pub fn pending(&self) -> Option<u8> {
+        if !self.is_enabled() {
+            return None;
+        }
+        let vector = self.requests.highest()?;
+        (vector & 0xF0 > self.priority() & 0xF0).then_some(vector)
+    }
+
+    /// The highest vector that is requested, deliverable or not.
+    pub fn highest_request(&self) -> Option<u8> {
+        self.requests.highest()
+    }
+
+    /// The CPU has taken `vector`: it is in service from now on.
+    pub fn acknowledge(&mut self, vector: u8) {
+        if self.requests.contains(vector) {
+            self.requests.remove(vector);
+            self.in_service.insert(vector);
+        }
+    }
+
+    /// The interrupt in service has ended.
+    pub fn end_of_interrupt(&mut self) -> Effect {
+        let Some(vector) = self.in_service.highest() else {
+            return Effect::None;
+        };
+        self.in_service.remove(vector);
+        if self.trigger_mode.contains(vector) {
+            Effect::EndOfLevel(vector)
+        } else {
+            Effect::None
+        }
+    }
+
+    /// True if ending the interrupt in service needs no exit (KVM's PV EOI): it is the only one, nobody waits for its end, and no other
+    /// is requested.
+    pub fn end_needs_no_exit(&self) -> bool {
+        self.in_service.count() == 1
+            && self.requests.highest().is_none()
+            && self
+                .in_service
+                .highest()
+                .is_some_and(|vector| !self.trigger_mode.contains(vector))
+    }
+
+    /// IA32_TSC_DEADLINE: 0 when disarmed or in another mode.
+    pub fn tsc_deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
+    /// Writes IA32_TSC_DEADLINE. `tsc_now` is the guest's TSC at `now_ns`, `tsc_hz` its frequency.
+    pub fn set_tsc_deadline(&mut self, value: u64, tsc_now: u64, now_ns: u64, tsc_hz: u64) {
+        self.timer.set_tsc_deadline(value, tsc_now, now_ns, tsc_hz);
+    }
+
+    /// When the timer fires.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.timer.deadline_ns()
+    }
+
+    /// Lets the timer fire if it is due.
+    pub fn service(&mut self, now_ns: u64) {
+        if !self.timer.expire(now_ns) {
+            return;
+        }
+        let local = self.local[0];
+        let vector = local as u8;
+        if local & LVT_MASKED == 0 {
+            self.accept(DeliveryMode::Fixed, vector, false);
+        }
+    }
+
+    /// True if the timer is in TSC-deadline mode.
+    pub fn is_tsc_deadline(&self) -> bool {
+        self.timer.mode() == TimerMode::TscDeadline
+    }
+}
+
+#[cfg(test)]
+mod tests;

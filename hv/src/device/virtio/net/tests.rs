@@ -1,0 +1,99 @@
+use alloc::vec::Vec;
+
+use super::*;
+use crate::device::virtio::test_driver::{Driver, ENTRIES};
+use crate::platform::test_host::TestHost;
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+fn driver(host: &TestHost) -> Driver<'_, Net> {
+    Driver::new(Net::new(MAC), host)
+}
+
+#[test]
+fn frames_leave_whole() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    let frame: Vec<u8> = (0..200).collect();
+    driver.send(1, &[&[0; 12], &frame]);
+    let mut joined = alloc::vec![0; 12];
+    joined.extend_from_slice(&frame);
+    driver.send(1, &[&joined]);
+    driver.send(1, &[&joined[..5], &joined[5..50], &joined[50..]]);
+    assert_eq!(host.take_sent(), [frame.clone(), frame.clone(), frame]);
+    assert_eq!(driver.take_used(1), [0, 0, 0]);
+    assert_eq!(driver.device.backend().counters().sent_bytes, 600);
+}
+
+#[test]
+fn frames_of_no_use_are_counted() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    driver.send(1, &[&[0; 12 + 13]]);
+    driver.send(1, &[&[0; 12 + 1519]]);
+    driver.send(1, &[&[0; 3]]);
+    driver.send(1, &[&[0; 12 + 1518]]);
+    host.set_full(true);
+    driver.send(1, &[&[0; 12 + 60]]);
+    assert_eq!(host.take_sent().len(), 1);
+    let counters = driver.device.backend().counters();
+    assert_eq!(
+        (
+            counters.sent,
+            counters.sent_malformed,
+            counters.sent_dropped
+        ),
+        (1, 3, 1)
+    );
+    assert_eq!(driver.take_used(1).len(), 5, "all come back");
+    assert!(driver.device.is_running());
+}
+
+#[test]
+fn frames_arrive_with_their_header() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    let first = driver.offer(0, 1530);
+    assert!(driver.take_used(0).is_empty());
+    let frame: Vec<u8> = (0..100).collect();
+    host.arrive(&frame);
+    driver.service();
+    assert_eq!(driver.take_used(0), [112]);
+    assert!(driver.device.interrupt());
+    let bytes = driver.bytes(first, 112);
+    assert_eq!(bytes[..12], ONE_BUFFER);
+    assert_eq!(bytes[12..], frame);
+}
+
+#[test]
+fn frames_wait_for_buffers() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    for _ in 0..3 {
+        host.arrive(&[7; 60]);
+    }
+    driver.service();
+    assert_eq!(driver.available_event(0), 0, "asks for the first buffer");
+    driver.offer(0, 1530);
+    assert_eq!(driver.take_used(0), [72]);
+    assert_eq!(driver.available_event(0), 1);
+    driver.offer(0, 20);
+    assert_eq!(driver.take_used(0), [0], "too small: given back empty");
+    driver.offer(0, 1530);
+    assert_eq!(driver.take_used(0), [72]);
+    let counters = driver.device.backend().counters();
+    assert_eq!((counters.received, counters.received_dropped), (2, 1));
+}
+
+#[test]
+fn a_flood_is_worked_off_in_portions() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    for index in 0..ENTRIES {
+        driver.describe(1, index, 0x10_0000, 72, 0, 0);
+        driver.publish(1, index);
+    }
+    driver.notify(1);
+    assert_eq!(host.take_sent().len(), usize::from(ENTRIES));
+    assert!(!driver.device.has_backlog());
+}

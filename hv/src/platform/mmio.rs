@@ -1,0 +1,92 @@
+//! Memory-mapped registers: which window an address belongs to, and what its device takes.
+
+use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
+use super::{InputTo, Platform};
+use crate::mem::GuestMemory;
+
+/// A window of registers, with the offset in it.
+enum Window {
+    IoApic(u64),
+    LocalApic(u64),
+    Virtio(VirtioSlot, u64),
+}
+
+impl Platform<'_> {
+    fn window(&self, vcpu: usize, gpa: u64) -> Option<Window> {
+        let within = |start: u64, length: u64| gpa.checked_sub(start).filter(|at| *at < length);
+        if let Some(offset) = within(IO_APIC, 0x1000) {
+            return Some(Window::IoApic(offset));
+        }
+        if let Some(offset) = within(LOCAL_APIC, 0x1000) {
+            let apic = self.interrupts.local(vcpu)?;
+            return apic.has_mmio().then_some(Window::LocalApic(offset));
+        }
+        VirtioSlot::ALL
+            .into_iter()
+            .filter(|slot| *slot != VirtioSlot::Net || self.net.is_some())
+            .find_map(|slot| {
+                within(slot.address(), VIRTIO_STRIDE).map(|offset| Window::Virtio(slot, offset))
+            })
+    }
+
+    /// Reads `width` (1, 2, 4 or 8) bytes at guest-physical address `gpa` for `vcpu`. None if no device is there.
+    pub fn mmio_read(
+        &mut self,
+        _mem: &GuestMemory,
+        vcpu: usize,
+        gpa: u64,
+        width: u8,
+    ) -> Option<u64> {
+        let now = self.now();
+        Some(match self.window(vcpu, gpa)? {
+            Window::IoApic(offset) => u64::from(self.interrupts.read_io(offset)),
+            Window::LocalApic(offset) => {
+                let apic = self.interrupts.local_mut(vcpu)?;
+                u64::from(apic.read_mmio(offset, now))
+            }
+            Window::Virtio(slot, offset) => match slot {
+                VirtioSlot::Net => self.net.as_ref()?.read(offset, width),
+                VirtioSlot::Console => self.console.read(offset, width),
+                VirtioSlot::Entropy => self.entropy.read(offset, width),
+            },
+        })
+    }
+
+    /// Writes `width` (1, 2, 4 or 8) bytes there. None if no device is there.
+    pub fn mmio_write(
+        &mut self,
+        mem: &GuestMemory,
+        vcpu: usize,
+        gpa: u64,
+        width: u8,
+        value: u64,
+    ) -> Option<()> {
+        let now = self.now();
+        match self.window(vcpu, gpa)? {
+            Window::IoApic(offset) => self.interrupts.write_io(offset, value as u32),
+            Window::LocalApic(offset) => {
+                let apic = self.interrupts.local_mut(vcpu)?;
+                let effect = apic.write_mmio(offset, value as u32, now);
+                self.interrupts.apply(vcpu, effect);
+            }
+            Window::Virtio(slot, offset) => {
+                let host = self.host;
+                match slot {
+                    VirtioSlot::Net => {
+                        self.net.as_mut()?.write(offset, width, value, mem, host);
+                    }
+                    VirtioSlot::Console => {
+                        let before = self.console.backend().bytes_written();
+                        self.console.write(offset, width, value, mem, host);
+                        if self.console.backend().bytes_written() != before {
+                            self.input_to = InputTo::Console;
+                        }
+                    }
+                    VirtioSlot::Entropy => self.entropy.write(offset, width, value, mem, host),
+                }
+                self.update_lines();
+            }
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,341 @@
+//! The guest's machine beside its CPUs and memory: every device, at its place in `layout`, behind ports, MMIO and MSRs.
+//!
+//! It is stepped by whoever runs the vCPUs: accesses come in, [`Platform::service`] lets time and input take effect,
+//! [`Platform::next_deadline_ns`] says when that is due again. Nothing here enters a guest or blocks.
+
+mod interrupts;
+pub mod layout;
+mod mmio;
+mod ports;
+#[cfg(test)]
+pub(crate) mod test_host;
+#[cfg(test)]
+mod tests;
+
+use alloc::vec::Vec;
+
+use crate::acpi::AcpiConfig;
+use crate::device::lapic::{Effect, LocalApic};
+use crate::device::pci::PciConfig;
+use crate::device::pic::Pic;
+use crate::device::pm::PowerManagement;
+use crate::device::reset::ResetControl;
+use crate::device::rtc::Rtc;
+use crate::device::serial::Serial;
+use crate::device::virtio::console::Console;
+use crate::device::virtio::entropy::Entropy;
+use crate::device::virtio::mmio::{MmioDevice, TransportCounters};
+use crate::device::virtio::net::{Net, NetCounters};
+use crate::host::Host;
+use crate::mem::GuestMemory;
+use interrupts::Interrupts;
+use layout::{MAX_VCPUS, VirtioSlot, gsi};
+
+pub use crate::device::lapic::{ApicMode, GeneralProtection, VcpuEvent};
+pub use crate::device::reset::PowerEvent;
+
+/// What of the machine may differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformConfig {
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`] (clamped).
+    pub vcpus: usize,
+    /// How local APICs are accessed at the start.
+    pub apic_mode: ApicMode,
+    /// Address of the network interface; none for a guest without one.
+    pub mac: Option<[u8; 6]>,
+    /// There is a debug-exit port at 0xf4.
+    pub debug_exit: bool,
+}
+
+impl PlatformConfig {
+    /// What the ACPI tables must say about this machine.
+    pub fn acpi(&self) -> AcpiConfig {
+        AcpiConfig {
+            vcpus: self.vcpus.clamp(1, MAX_VCPUS),
+            virtio: VirtioSlot::ALL
+                .into_iter()
+                .filter(|slot| *slot != VirtioSlot::Net || self.mac.is_some())
+                .collect::<Vec<_>>(),
+        }
+    }
+}
+
+/// What has happened to the devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlatformCounters {
+    /// Bytes written to the serial port.
+    pub serial_bytes: u64,
+    /// Bytes written to the paravirtual console.
+    pub console_bytes: u64,
+    /// Frames of the network interface.
+    pub net: NetCounters,
+    /// The network interface's transport.
+    pub net_transport: TransportCounters,
+    /// The console's transport.
+    pub console_transport: TransportCounters,
+    /// The entropy source's transport.
+    pub entropy_transport: TransportCounters,
+    /// Accesses to ports that nothing claims.
+    pub unclaimed_ports: u64,
+    /// The last of those ports.
+    pub last_unclaimed_port: u16,
+    /// The last power-on self test code (port 0x80).
+    pub post_code: u8,
+}
+
+/// Where typed input goes: to the console that the guest wrote to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InputTo {
+    Serial,
+    Console,
+}
+
+/// The machine.
+pub struct Platform<'h> {
+    host: &'h dyn Host,
+    debug_exit: bool,
+    interrupts: Interrupts,
+    pic: Pic,
+    pci: PciConfig,
+    serial: Serial,
+    rtc: Rtc,
+    pm: PowerManagement,
+    reset: ResetControl,
+    net: Option<MmioDevice<Net>>,
+    console: MmioDevice<Console>,
+    entropy: MmioDevice<Entropy>,
+    input_to: InputTo,
+    power: Option<PowerEvent>,
+    counters: PlatformCounters,
+}
+
+impl<'h> Platform<'h> {
+    /// The machine as after power-on.
+    pub fn new(config: &PlatformConfig, host: &'h dyn Host) -> Self {
+        Self {
+            host,
+            debug_exit: config.debug_exit,
+            interrupts: Interrupts::new(config.vcpus.clamp(1, MAX_VCPUS), config.apic_mode),
+            pic: Pic::default(),
+            pci: PciConfig::default(),
+            serial: Serial::default(),
+            rtc: Rtc::new(host.boot_unix_seconds()),
+            pm: PowerManagement::default(),
+            reset: ResetControl::default(),
+            net: config.mac.map(|mac| MmioDevice::new(Net::new(mac))),
+            console: MmioDevice::new(Console::default()),
+            entropy: MmioDevice::new(Entropy::default()),
+            input_to: InputTo::Serial,
+            power: None,
+            counters: PlatformCounters::default(),
+        }
+    }
+
+    /// The box's clock, in nanoseconds.
+    fn now(&self) -> u64 {
+        self.host.now_ns()
+    }
+
+    /// Reads an x2APIC MSR (0x800–0x8ff) or IA32_APIC_BASE (0x1b).
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] as the CPU would raise it.
+    pub fn apic_msr_read(&mut self, vcpu: usize, msr: u32) -> Result<u64, GeneralProtection> {
+        let now = self.now();
+        let apic = self.interrupts.local_mut(vcpu).ok_or(GeneralProtection)?;
+        match msr {
+            IA32_APIC_BASE => Ok(apic.base()),
+            _ => apic.read_msr(msr, now),
+        }
+    }
+
+    /// Writes an x2APIC MSR (0x800–0x8ff) or IA32_APIC_BASE (0x1b).
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] as the CPU would raise it.
+    pub fn apic_msr_write(
+        &mut self,
+        vcpu: usize,
+        msr: u32,
+        value: u64,
+    ) -> Result<(), GeneralProtection> {
+        let now = self.now();
+        let apic = self.interrupts.local_mut(vcpu).ok_or(GeneralProtection)?;
+        let effect = match msr {
+            IA32_APIC_BASE => {
+                apic.set_base(value)?;
+                Effect::None
+            }
+            _ => apic.write_msr(msr, value, now)?,
+        };
+        self.interrupts.apply(vcpu, effect);
+        Ok(())
+    }
+
+    /// Reads IA32_TSC_DEADLINE (0x6e0).
+    pub fn tsc_deadline(&self, vcpu: usize) -> u64 {
+        self.interrupts
+            .local(vcpu)
+            .map_or(0, LocalApic::tsc_deadline)
+    }
+
+    /// Writes IA32_TSC_DEADLINE (0x6e0). `guest_tsc` is the guest's TSC now; the guest's TSC runs at [`Host::tsc_hz`].
+    pub fn set_tsc_deadline(&mut self, vcpu: usize, value: u64, guest_tsc: u64) {
+        let (now, hz) = (self.now(), self.host.tsc_hz());
+        if let Some(apic) = self.interrupts.local_mut(vcpu) {
+            apic.set_tsc_deadline(value, guest_tsc, now, hz);
+            apic.service(now);
+        }
+    }
+
+    /// The task priority register; its bits 4–7 are CR8.
+    pub fn task_priority(&self, vcpu: usize) -> u8 {
+        self.interrupts
+            .local(vcpu)
+            .map_or(0, LocalApic::task_priority)
+    }
+
+    /// Sets the task priority register, as a write to CR8 (times 16) does.
+    pub fn set_task_priority(&mut self, vcpu: usize, value: u8) {
+        if let Some(apic) = self.interrupts.local_mut(vcpu) {
+            apic.set_task_priority(value);
+        }
+    }
+
+    /// The interrupt vector to deliver to `vcpu` now, if any: the highest one above the processor priority.
+    pub fn pending_interrupt(&self, vcpu: usize) -> Option<u8> {
+        self.interrupts.local(vcpu)?.pending()
+    }
+
+    /// The highest vector that is requested for `vcpu`, even if its priority is too low for now.
+    pub fn highest_request(&self, vcpu: usize) -> Option<u8> {
+        self.interrupts.local(vcpu)?.highest_request()
+    }
+
+    /// The vCPU has taken `vector`, which [`Platform::pending_interrupt`] gave: it is in service from now on.
+    pub fn accept_interrupt(&mut self, vcpu: usize, vector: u8) {
+        if let Some(apic) = self.interrupts.local_mut(vcpu) {
+            apic.acknowledge(vector);
+        }
+    }
+
+    /// Ends the interrupt in service, as a write of the EOI register does: for KVM's PV EOI.
+    pub fn end_of_interrupt(&mut self, vcpu: usize) {
+        if let Some(apic) = self.interrupts.local_mut(vcpu) {
+            let effect = apic.end_of_interrupt();
+            self.interrupts.apply(vcpu, effect);
+        }
+    }
+
+    /// True if the guest may end the interrupt in service by itself (KVM's PV EOI); tell [`Platform::end_of_interrupt`] at the next exit
+    /// after it did.
+    pub fn end_needs_no_exit(&self, vcpu: usize) -> bool {
+        self.interrupts
+            .local(vcpu)
+            .is_some_and(LocalApic::end_needs_no_exit)
+    }
+
+    /// Takes the next INIT, startup or NMI for `vcpu`.
+    pub fn take_vcpu_event(&mut self, vcpu: usize) -> Option<VcpuEvent> {
+        self.interrupts.local_mut(vcpu)?.take_event()
+    }
+
+    /// True if `vcpu` has a reason to leave its halt: an interrupt that can be delivered, or an event.
+    pub fn wakes(&self, vcpu: usize) -> bool {
+        self.interrupts
+            .local(vcpu)
+            .is_some_and(|apic| apic.pending().is_some() || apic.has_event())
+    }
+
+    /// Lets time and the host's input take effect: timers that are due, frames and typed bytes for the guest, output that has waited.
+    /// Cheap when there is nothing to do.
+    pub fn service(&mut self, mem: &GuestMemory) {
+        let now = self.now();
+        for apic in self.interrupts.locals_mut() {
+            apic.service(now);
+        }
+        self.rtc.service(now);
+        self.serial.service(self.host, now);
+        self.console
+            .backend_mut()
+            .set_takes_input(self.input_to == InputTo::Console);
+        if let Some(net) = &mut self.net {
+            net.service(mem, self.host);
+        }
+        self.console.service(mem, self.host);
+        self.entropy.service(mem, self.host);
+        if self.input_to == InputTo::Serial || !self.console.is_running() {
+            while self.serial.can_receive()
+                && let Some(byte) = self.host.console_read()
+            {
+                self.serial.receive(byte);
+            }
+        }
+        self.update_lines();
+    }
+
+    /// When [`Platform::service`] is due, as [`Host::now_ns`] counts; 0 means at once. Input from the host is not foreseen: it
+    /// needs a call of its own.
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        let backlog = self.net.as_ref().is_some_and(MmioDevice::has_backlog)
+            || self.console.has_backlog()
+            || self.entropy.has_backlog();
+        if backlog {
+            return Some(0);
+        }
+        self.interrupts
+            .locals()
+            .filter_map(LocalApic::deadline_ns)
+            .chain(self.rtc.deadline_ns())
+            .chain(self.serial.flush_at_ns())
+            .min()
+    }
+
+    /// What the guest wants of the machine's power, from its first such wish on.
+    pub fn power_event(&self) -> Option<PowerEvent> {
+        self.power
+    }
+
+    /// Presses the power button: a guest with ACPI shuts down.
+    pub fn press_power_button(&mut self) {
+        self.pm.press_power_button();
+        self.update_lines();
+    }
+
+    /// Gives the host all output that still waits for its end of line: for when the guest has stopped.
+    pub fn flush_output(&mut self) {
+        self.serial.flush(self.host);
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> PlatformCounters {
+        let mut counters = self.counters;
+        counters.serial_bytes = self.serial.bytes_written();
+        counters.console_bytes = self.console.backend().bytes_written();
+        counters.console_transport = self.console.counters();
+        counters.entropy_transport = self.entropy.counters();
+        if let Some(net) = &self.net {
+            counters.net = net.backend().counters();
+            counters.net_transport = net.counters();
+        }
+        counters
+    }
+
+    /// Tells the I/O APIC how every device holds its line.
+    fn update_lines(&mut self) {
+        let net = self.net.as_ref().is_some_and(MmioDevice::interrupt);
+        for (gsi, active) in [
+            (gsi::COM1, self.serial.interrupt()),
+            (gsi::RTC, self.rtc.interrupt()),
+            (gsi::SCI, self.pm.interrupt()),
+            (VirtioSlot::Net.gsi(), net),
+            (VirtioSlot::Console.gsi(), self.console.interrupt()),
+            (VirtioSlot::Entropy.gsi(), self.entropy.interrupt()),
+        ] {
+            self.interrupts.set_line(gsi, active);
+        }
+    }
+}
+
+/// MSR of the local APIC's base address and mode.
+const IA32_APIC_BASE: u32 = 0x1B;

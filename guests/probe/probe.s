@@ -1,0 +1,555 @@
+# Outpost's probe: a bare-metal guest of a few kilobytes for tests of the hypervisor. Multiboot version 1, ELF32.
+#
+# Build, from the repository's root, with nothing but binutils:
+#
+#   as --32 -o probe.o guests/probe/probe.s guests/probe/mmio.s guests/probe/virtio.s
+#   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
+#
+# The first word of its command line chooses what it does:
+#
+#   hello           checks CPUID, MSRs and the local APIC's timer; then ready, and idle
+#   mmio            every form of instruction on device registers, compared with the same on RAM
+#   bad-msr         MSRs and instructions that must fault do, and the guest lives
+#   garbage-virtio  nonsense in every virtio device's registers and queues; then says that it is still alive
+#   exit N          writes N to the debug-exit port
+#   triple-fault    crashes
+#   spin            loops with interrupts off
+#   silent          halts with interrupts off, before a word
+#
+# It speaks on the serial port at 0x3f8. "outpost-guest: init" and "outpost-guest: ready" are the lines that the box waits for.
+# A line with "FAILED" in it is a failure. hello, mmio, bad-msr and garbage-virtio end with a line "probe: MODE: passed" or "probe: MODE: FAILED",
+# write 0 or 1 to the debug-exit port, and, where there is none, idle.
+#
+# This file: start, console, exceptions, and the short modes.
+
+        .set    COM1, 0x3f8
+        .set    DEBUG_EXIT, 0xf4
+        .set    MSR_APIC_BASE, 0x1b
+        .set    MSR_TSC_DEADLINE, 0x6e0
+        .set    MSR_SPURIOUS, 0x80f
+        .set    MSR_EOI, 0x80b
+        .set    MSR_LVT_TIMER, 0x832
+        .set    MSR_INITIAL_COUNT, 0x838
+        .set    MSR_DIVIDE, 0x83e
+        .set    TIMER_VECTOR, 0x40
+
+        .text
+        .align  4
+multiboot:
+        .long   0x1BADB002, 0, -0x1BADB002
+
+        .globl  start
+start:
+        cli
+        cld
+        lgdt    gdt_register
+        ljmp    $8, $1f
+1:      movw    $16, %cx
+        movw    %cx, %ds
+        movw    %cx, %es
+        movw    %cx, %fs
+        movw    %cx, %gs
+        movw    %cx, %ss
+        movl    $stack_top, %esp
+        cmpl    $0x2BADB002, %eax
+        jne     not_multiboot
+        testl   $4, (%ebx)
+        jz      not_multiboot
+        movl    16(%ebx), %esi          # command line
+        call    interrupts_init
+
+        # Find the mode: the table holds name, code.
+        movl    $modes, %edi
+2:      movl    (%edi), %ebx
+        testl   %ebx, %ebx
+        jz      unknown_mode
+        movl    %esi, %edx
+3:      movb    (%ebx), %al
+        testb   %al, %al
+        jz      4f
+        cmpb    (%edx), %al
+        jne     5f
+        incl    %ebx
+        incl    %edx
+        jmp     3b
+4:      cmpb    $' ', (%edx)            # the name ends: so must the word
+        ja      5f
+        movl    (%edi), %eax
+        movl    %eax, mode_name
+        jmp     *4(%edi)                # EDX: the rest of the command line
+5:      addl    $8, %edi
+        jmp     2b
+
+not_multiboot:
+        movl    $text_not_multiboot, %esi
+        call    print
+        jmp     idle
+unknown_mode:
+        movl    $text_unknown_mode, %esi
+        call    print
+        jmp     idle
+
+# ---- modes -------------------------------------------------------------------------------------------------------------
+
+        .globl  passed_or_failed
+mode_hello:
+        call    say_init
+        call    check_cpuid
+        call    check_timer
+        movl    $text_ready, %esi
+        call    print
+        jmp     passed_or_failed
+
+mode_triple_fault:
+        call    say_init
+        lidt    empty_idt
+        ud2
+
+mode_spin:
+        call    say_init
+        movl    $text_spinning, %esi
+        call    print
+        cli
+6:      jmp     6b
+
+mode_silent:
+        cli
+        hlt
+        jmp     mode_silent
+
+mode_exit:
+        call    say_init
+        xorl    %eax, %eax
+7:      incl    %edx                    # past the space
+        movzbl  (%edx), %ecx
+        subl    $'0', %ecx
+        cmpl    $9, %ecx
+        ja      8f
+        imull   $10, %eax
+        addl    %ecx, %eax
+        jmp     7b
+8:      movw    $DEBUG_EXIT, %dx
+        outl    %eax, %dx
+        jmp     idle
+
+mode_bad_msr:
+        call    say_init
+        .macro  must_fault vector, name, code:vararg
+        movl    $9f, resume_at
+        movl    $-1, last_vector
+        \code
+9:      movl    $0, resume_at
+        movl    $\vector, %eax
+        movl    $1f, %esi
+        call    check_vector
+        .pushsection .rodata
+1:      .asciz  "\name"
+        .popsection
+        .endm
+        movl    $0x12345678, %ecx
+        must_fault 13, "rdmsr 12345678", rdmsr
+        must_fault 13, "wrmsr 12345678", wrmsr
+        movl    $0xC0010117, %ecx
+        must_fault 13, "rdmsr vm_hsave_pa", rdmsr
+        must_fault 13, "wrmsr vm_hsave_pa", wrmsr
+        movl    $0xC0010114, %ecx
+        must_fault 13, "rdmsr vm_cr", rdmsr
+        movl    $0xC0000080, %ecx
+        movl    $0x1000, %eax           # EFER.SVME
+        xorl    %edx, %edx
+        must_fault 13, "efer.svme", wrmsr
+        movl    $0x277, %ecx
+        movl    $2, %eax                # a memory type that does not exist
+        must_fault 13, "pat", wrmsr
+        movl    $MSR_APIC_BASE, %ecx
+        movl    $0xFEE10900, %eax       # another address
+        must_fault 13, "apic base", wrmsr
+        must_fault 13, "rdpmc", rdpmc
+        xorl    %ecx, %ecx
+        must_fault 6, "xsetbv", .byte 0x0f, 0x01, 0xd1
+        must_fault 6, "monitor", .byte 0x0f, 0x01, 0xc8
+        must_fault 6, "mwait", .byte 0x0f, 0x01, 0xc9
+        xorl    %eax, %eax              # an address that VMRUN and its kin would take
+        must_fault 6, "vmrun", .byte 0x0f, 0x01, 0xd8
+        xorl    %eax, %eax
+        must_fault 6, "vmload", .byte 0x0f, 0x01, 0xda
+        xorl    %eax, %eax
+        must_fault 6, "vmsave", .byte 0x0f, 0x01, 0xdb
+        must_fault 6, "clgi", .byte 0x0f, 0x01, 0xdd
+        must_fault 6, "stgi", .byte 0x0f, 0x01, 0xdc
+        # An unknown hypercall gives an error and no fault.
+        movl    $0x7777, %eax
+        .byte   0x0f, 0x01, 0xd9
+        cmpl    $-1000, %eax
+        movl    $text_hypercall, %esi
+        call    expect_equal
+        jmp     passed_or_failed
+
+# ESI: name. The last vector must be EAX.
+check_vector:
+        cmpl    %eax, last_vector
+        .globl  expect_equal
+# Counts a failure with the name ESI unless ZF is set.
+expect_equal:
+        je      1f
+        incl    failures
+        pushl   %eax
+        pushl   %esi
+        movl    $text_prefix, %esi
+        call    print
+        popl    %esi
+        call    print
+        movl    $text_failed, %esi
+        call    print
+        popl    %eax
+1:      ret
+
+# The end of every mode that checks.
+passed_or_failed:
+        movl    $text_prefix, %esi
+        call    print
+        movl    mode_name, %esi
+        call    print
+        xorl    %eax, %eax
+        movl    $text_passed, %esi
+        cmpl    $0, failures
+        je      1f
+        incl    %eax
+        movl    $text_failed, %esi
+1:      call    print
+        movw    $DEBUG_EXIT, %dx
+        outl    %eax, %dx
+idle:   sti
+        hlt
+        jmp     idle
+
+say_init:
+        pushl   %esi
+        pushl   %edx
+        movl    $text_init, %esi
+        call    print
+        popl    %edx
+        popl    %esi
+        ret
+
+# ---- what hello checks -------------------------------------------------------------------------------------------------
+
+check_cpuid:
+        movl    $0x40000000, %eax
+        cpuid
+        cmpl    $0x4b4d564b, %ebx       # "KVMK"
+        movl    $text_signature, %esi
+        call    expect_equal
+        cmpl    $0x564b4d56, %ecx       # "VMKV"
+        call    expect_equal
+        cmpl    $0x4d, %edx             # "M"
+        call    expect_equal
+        movl    $0x40000001, %eax
+        cpuid
+        andl    $0x01000008, %eax
+        cmpl    $0x01000008, %eax       # kvmclock, stable
+        movl    $text_clock, %esi
+        call    expect_equal
+        movl    $1, %eax
+        cpuid
+        movl    %ecx, %eax
+        andl    $0x80200000, %eax       # hypervisor, x2APIC
+        cmpl    $0x80200000, %eax
+        movl    $text_x2apic, %esi
+        call    expect_equal
+        testl   $0x1C000008, %ecx       # MONITOR, XSAVE, OSXSAVE, AVX
+        movl    $text_hidden, %esi
+        call    expect_equal
+        movl    $0x80000001, %eax
+        cpuid
+        testl   $4, %ecx                # SVM
+        movl    $text_hidden, %esi
+        call    expect_equal
+        movl    $0x80000007, %eax
+        cpuid
+        andl    $0x100, %edx
+        cmpl    $0x100, %edx            # invariant TSC
+        movl    $text_invariant, %esi
+        call    expect_equal
+        # Prefixes make an instruction longer; the next one must still be found.
+        xorl    %eax, %eax
+        .byte   0x66, 0x66
+        cpuid
+        testl   %eax, %eax
+        movl    $text_prefixed, %esi
+        call    expect_unequal
+        ret
+
+expect_unequal:
+        jne     1f
+        cmpl    %esp, %esi              # clears ZF
+        jmp     expect_equal
+1:      ret
+
+check_timer:
+        call    x2apic_on
+        # One-shot by count.
+        movl    $0, ticks
+        movl    $MSR_DIVIDE, %ecx
+        movl    $0xB, %eax              # by 1
+        xorl    %edx, %edx
+        wrmsr
+        movl    $MSR_LVT_TIMER, %ecx
+        movl    $TIMER_VECTOR, %eax
+        wrmsr
+        movl    $MSR_INITIAL_COUNT, %ecx
+        movl    $1000000, %eax
+        wrmsr
+        sti
+        hlt
+        cli
+        cmpl    $1, ticks
+        movl    $text_one_shot, %esi
+        call    expect_equal
+        # One-shot that comes while the guest computes with interrupts on, and one that comes while they are off.
+        movl    $MSR_INITIAL_COUNT, %ecx
+        movl    $1000000, %eax
+        wrmsr
+        sti
+1:      cmpl    $2, ticks
+        jne     1b
+        cli
+        movl    $MSR_INITIAL_COUNT, %ecx
+        movl    $200000, %eax
+        wrmsr
+2:      movl    $0x839, %ecx            # current count: until it has run down
+        rdmsr
+        testl   %eax, %eax
+        jnz     2b
+        cmpl    $2, ticks               # not while they are off
+        movl    $text_masked, %esi
+        call    expect_equal
+        sti
+        nop
+        nop
+        cli
+        cmpl    $3, ticks
+        movl    $text_window, %esi
+        call    expect_equal
+        # TSC deadline.
+        movl    $MSR_LVT_TIMER, %ecx
+        movl    $(0x40000 | TIMER_VECTOR), %eax
+        xorl    %edx, %edx
+        wrmsr
+        rdtsc
+        addl    $3000000, %eax
+        adcl    $0, %edx
+        movl    $MSR_TSC_DEADLINE, %ecx
+        wrmsr
+        sti
+        hlt
+        cli
+        cmpl    $4, ticks
+        movl    $text_deadline, %esi
+        call    expect_equal
+        ret
+
+        .globl  x2apic_on
+x2apic_on:
+        movl    $MSR_APIC_BASE, %ecx
+        rdmsr
+        orl     $0xC00, %eax
+        wrmsr
+        movl    $MSR_SPURIOUS, %ecx
+        movl    $0x1FF, %eax
+        xorl    %edx, %edx
+        wrmsr
+        ret
+
+# ---- console -----------------------------------------------------------------------------------------------------------
+
+        .globl  print
+# Prints the zero-terminated text at ESI. Changes nothing.
+print:
+        pushal
+1:      lodsb
+        testb   %al, %al
+        jz      2f
+        call    print_byte
+        jmp     1b
+2:      popal
+        ret
+
+print_byte:
+        pushl   %edx
+        pushl   %eax
+        movw    $(COM1 + 5), %dx
+1:      inb     %dx, %al
+        testb   $0x20, %al
+        jz      1b
+        popl    %eax
+        movw    $COM1, %dx
+        outb    %al, %dx
+        popl    %edx
+        ret
+
+        .globl  print_decimal
+# Prints EAX. Changes nothing.
+print_decimal:
+        pushal
+        movl    $10, %ebx
+        xorl    %ecx, %ecx
+1:      xorl    %edx, %edx
+        divl    %ebx
+        pushl   %edx
+        incl    %ecx
+        testl   %eax, %eax
+        jnz     1b
+2:      popl    %eax
+        addb    $'0', %al
+        call    print_byte
+        loop    2b
+        popal
+        ret
+
+# ---- exceptions and interrupts -----------------------------------------------------------------------------------------
+
+interrupts_init:
+        pushal
+        movl    $idt, %edi
+        xorl    %ecx, %ecx
+1:      leal    vectors(, %ecx, 8), %eax
+        movw    %ax, (%edi)
+        movw    $8, 2(%edi)
+        movw    $0x8E00, 4(%edi)
+        shrl    $16, %eax
+        movw    %ax, 6(%edi)
+        addl    $8, %edi
+        incl    %ecx
+        cmpl    $VECTORS, %ecx
+        jb      1b
+        lidt    idt_register
+        movb    $0xFF, %al              # mask both 8259
+        outb    %al, $0x21
+        outb    %al, $0xA1
+        popal
+        ret
+
+        .set    VECTORS, 72
+        .align  8
+vectors:
+        .set    vector, 0
+        .rept   VECTORS
+        .align  8
+        pushl   $vector
+        jmp     interrupt
+        .set    vector, vector + 1
+        .endr
+
+# Stack: vector; error code for some; EIP, CS, EFLAGS.
+interrupt:
+        pushal
+        movl    32(%esp), %eax
+        movl    %eax, last_vector
+        cmpl    $TIMER_VECTOR, %eax
+        je      timer_interrupt
+        cmpl    $0, resume_at
+        je      unexpected
+        # Go on where the test says, with the stack as before the fault.
+        leal    36(%esp), %ebx          # error code or EIP
+        cmpl    $8, %eax
+        je      1f
+        cmpl    $10, %eax
+        jb      2f
+        cmpl    $14, %eax
+        ja      2f
+1:      addl    $4, %ebx
+2:      movl    resume_at, %eax
+        movl    %eax, (%ebx)
+        movl    %ebx, new_stack
+        popal
+        movl    new_stack, %esp
+        iret
+
+timer_interrupt:
+        incl    ticks
+        movl    $MSR_EOI, %ecx
+        xorl    %eax, %eax
+        xorl    %edx, %edx
+        wrmsr
+        popal
+        addl    $4, %esp
+        iret
+
+unexpected:
+        movl    $text_exception, %esi
+        call    print
+        call    print_decimal
+        movl    $text_at, %esi
+        call    print
+        movl    36(%esp), %eax
+        call    print_decimal
+        movl    $text_failed, %esi
+        call    print
+        incl    failures
+        jmp     passed_or_failed
+
+# ---- data --------------------------------------------------------------------------------------------------------------
+
+        .section .rodata
+modes:
+        .long   1f, mode_hello, 2f, mode_mmio, 3f, mode_bad_msr, 4f, mode_garbage_virtio
+        .long   5f, mode_exit, 6f, mode_triple_fault, 7f, mode_spin, 8f, mode_silent, 0
+1:      .asciz  "hello"
+2:      .asciz  "mmio"
+3:      .asciz  "bad-msr"
+4:      .asciz  "garbage-virtio"
+5:      .asciz  "exit"
+6:      .asciz  "triple-fault"
+7:      .asciz  "spin"
+8:      .asciz  "silent"
+
+text_init:      .asciz  "outpost-guest: init\n"
+text_ready:     .asciz  "outpost-guest: ready\n"
+        .globl  text_prefix
+text_prefix:    .asciz  "probe: "
+text_passed:    .asciz  ": passed\n"
+        .globl  text_failed
+text_failed:    .asciz  ": FAILED\n"
+text_spinning:  .asciz  "probe: spinning with interrupts off\n"
+text_unknown_mode: .asciz "probe: unknown mode on the command line: FAILED\n"
+text_not_multiboot: .asciz "probe: not started by a multiboot loader with a command line: FAILED\n"
+text_exception: .asciz  "probe: unexpected exception or interrupt "
+text_at:        .asciz  ", next word on the stack "
+text_signature: .asciz  "hypervisor signature"
+text_clock:     .asciz  "stable clock"
+text_x2apic:    .asciz  "x2APIC and hypervisor bits"
+text_hidden:    .asciz  "features that should be hidden"
+text_invariant: .asciz  "invariant TSC"
+text_prefixed:  .asciz  "CPUID with prefixes"
+text_one_shot:  .asciz  "one-shot timer"
+text_masked:    .asciz  "interrupt while masked"
+text_window:    .asciz  "interrupt after unmasking"
+text_deadline:  .asciz  "TSC deadline timer"
+text_hypercall: .asciz  "unknown hypercall"
+
+        .align  8
+gdt:    .quad   0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF
+gdt_register:
+        .word   23
+        .long   gdt
+idt_register:
+        .word   8 * VECTORS - 1
+        .long   idt
+empty_idt:
+        .word   0
+        .long   0
+
+        .bss
+        .align  16
+idt:    .skip   8 * VECTORS
+        .globl  failures, resume_at
+failures:       .long 0
+mode_name:      .long 0
+last_vector:    .long 0
+resume_at:      .long 0
+new_stack:      .long 0
+ticks:          .long 0
+        .align  16
+        .skip   16384
+stack_top:

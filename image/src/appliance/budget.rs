@@ -1,0 +1,85 @@
+//! Sharing out memory: the guest's runs first, all the rest to the heap. Prints who has how much.
+
+use alloc::vec::Vec;
+
+use outpost::memory::{self, BudgetLine, NotEnough, Run};
+use outpost_config::Config;
+
+use crate::firmware::Findings;
+use crate::machine::{heap, paging};
+use crate::output;
+
+/// What the box needs beside dictionary and guest: code, stacks, packet buffers, flows, page tables.
+const BOX_BYTES: u64 = 48 << 20;
+const MIB: u64 = 1 << 20;
+
+/// Who has what.
+pub struct Shares {
+    /// The guest's memory; none if no guest is wanted; else why it has none.
+    pub guest: Option<Result<Vec<Run>, NotEnough>>,
+    /// Bytes for the dictionaries.
+    pub dictionary: u64,
+}
+
+/// Shares out what the firmware left and prints the budget.
+pub fn share_out(findings: &Findings) -> Shares {
+    let mut free = findings.free.clone();
+    let total: u64 = findings.memory.iter().map(|run| run.bytes()).sum();
+    let free_bytes: u64 = free.iter().map(|run| run.bytes()).sum();
+    let config = findings.config.as_ref().ok();
+    let largest = free_bytes.saturating_sub(BOX_BYTES);
+    let wanted = config.map_or(0, |config| dictionary_wanted(config, total));
+    let dictionary = wanted.min(largest);
+    if dictionary < wanted {
+        output::problem(&alloc::format!(
+            "the dictionary gets {} MiB of the {} MiB it should have: lower [store] memory in outpost.toml, or add memory",
+            dictionary / MIB,
+            wanted / MIB
+        ));
+    }
+    let guest = config
+        .and_then(|config| config.guest.as_ref())
+        .map(|guest| memory::take_guest(&mut free, guest.memory.bytes(), BOX_BYTES + dictionary));
+    let guest_bytes = match &guest {
+        Some(Ok(runs)) => runs.iter().map(|run| run.bytes()).sum(),
+        _ => 0,
+    };
+    for run in free {
+        // SAFETY: the runs are free memory of the firmware's map, mapped, not the guest's, and handed out nowhere else. The
+        // stacks, tables and files in use lie in memory of other types.
+        unsafe { heap::claim(run.start, run.bytes()) };
+    }
+    let files = match &findings.guest {
+        Some(Ok(files)) => files.bytes(),
+        _ => 0,
+    };
+    let heap = heap::claimed();
+    print(&[
+        ("guest memory", guest_bytes),
+        ("guest kernel and initial ramdisk", files),
+        ("dictionary", dictionary),
+        ("rest of the heap", heap.saturating_sub(dictionary)),
+        ("this binary", findings.image_bytes),
+        (
+            "firmware and tables",
+            total.saturating_sub(guest_bytes + files + heap + findings.image_bytes),
+        ),
+        ("all memory", total),
+    ]);
+    log::info!("memory: {} pages of page tables", paging::table_pages());
+    Shares { guest, dictionary }
+}
+
+/// By default a quarter of the box's memory.
+fn dictionary_wanted(config: &Config, total: u64) -> u64 {
+    config
+        .store
+        .memory
+        .map_or(total / 4, |memory| memory.bytes())
+}
+
+fn print(lines: &[(&'static str, u64)]) {
+    for &(purpose, bytes) in lines {
+        log::info!("memory: {}", BudgetLine { purpose, bytes });
+    }
+}

@@ -1,0 +1,77 @@
+//! The composition root: what runs where, in the order of a boot (DESIGN §2).
+
+mod budget;
+pub mod guest;
+mod network;
+
+use alloc::string::ToString;
+
+use crate::firmware::{self, Findings};
+use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
+use crate::output;
+
+/// The boot CPU runs the WAN stack and the console.
+const NETWORK_CPU: usize = 0;
+/// The guest has a CPU of its own.
+const GUEST_CPU: usize = 1;
+
+/// A boot, top to bottom. Entered with the firmware's services at hand, on a stack of our own.
+pub fn run() -> ! {
+    // 1. Firmware phase.
+    firmware::start_heap();
+    output::start();
+    let findings = firmware::leave();
+
+    // 2. Own the machine.
+    own_the_machine(&findings);
+    let shares = budget::share_out(&findings);
+    let cpus = smp::start_others(&findings.tables.cpus, findings.start_up, other_cpu);
+    if findings.start_up.is_none() {
+        output::problem("no memory is free below 1 MiB: only one CPU can run");
+    }
+    log::info!("cpus: {cpus} running");
+    output::telemetry::milestone("cpus");
+
+    // 3. Devices.
+    let ports = network::find_ports(&findings);
+    output::telemetry::milestone("devices");
+
+    // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
+    let mut network =
+        network::Service::start(findings.config.as_ref().ok(), ports, shares.dictionary);
+    guest::prepare(findings, shares, cpus);
+
+    // 6. Run loops.
+    network.run()
+}
+
+fn own_the_machine(findings: &Findings) {
+    let sections = firmware::sections(findings.image_base, findings.image_bytes);
+    cpu::arrive();
+    paging::take_over(
+        &findings.memory,
+        findings.image_base,
+        &sections,
+        findings.start_up,
+    );
+    paging::guard((&raw const entry::BOOT_STACK) as u64);
+    interrupts::load_tables();
+    apic::detect();
+    apic::enable();
+    apic::calibrate_timer();
+    cpu::register(NETWORK_CPU);
+    if let Err(error) = &findings.config {
+        output::problem(&alloc::format!(
+            "configuration: {}: the box only bridges until it is right",
+            error.to_string()
+        ));
+    }
+}
+
+/// What the other CPUs do.
+fn other_cpu(index: usize) -> ! {
+    if index == GUEST_CPU {
+        guest::run()
+    }
+    cpu::halt_for_ever()
+}

@@ -1,0 +1,230 @@
+//! The WAN stack as CPU 0's service: frames between ports and engine, and between them the console and the telemetry.
+//!
+//! Nothing here waits: a pass does a bounded piece of everything, and when a pass found nothing to do the CPU sleeps until a
+//! frame, the guest, or the next deadline.
+
+mod ports;
+
+use alloc::boxed::Box;
+use alloc::format;
+
+use outpost::cable::Cable;
+use outpost_config::Config;
+use outpost_net::time::Instant;
+use outpost_net::{Engine, EngineParts, Port};
+use serde_json::{Value, json};
+
+use super::guest;
+use crate::machine::{clock, cpu, entropy};
+use crate::output::{self, console, telemetry};
+
+pub use ports::{NicPorts, find_ports};
+
+/// Frames taken from a port in one pass.
+const BATCH: usize = 64;
+/// Between status lines.
+const STATUS_NS: u64 = 1_000_000_000;
+/// Keys come without an interrupt: the console is looked at this often.
+const CONSOLE_NS: u64 = 20_000_000;
+/// While a serial port has more to send, and when a network port has no interrupt.
+const BUSY_NS: u64 = 1_000_000;
+/// The CPU looks for more work this long before it sleeps, after a pass that found some.
+const LINGER_NS: u64 = 20_000;
+/// Memory for flows. One takes 48 KiB to 528 KiB.
+const FLOW_BYTES: usize = 32 << 20;
+
+/// What decides where frames go.
+enum Forwarder {
+    /// The WAN stack.
+    Engine(Box<Engine>),
+    /// A plain bridge, when the configuration is broken.
+    Cable(Cable),
+}
+
+impl Forwarder {
+    fn new(config: Option<&Config>, mac: [u8; 6], dictionary: u64, now: Instant) -> Self {
+        let Some(config) = config else {
+            return Forwarder::Cable(Cable::new());
+        };
+        let mut seed = [0; 32];
+        entropy::fill(&mut seed);
+        let parts = EngineParts {
+            mac,
+            seed,
+            store_memory: usize::try_from(dictionary).unwrap_or(usize::MAX),
+            flow_memory: FLOW_BYTES,
+        };
+        Forwarder::Engine(Box::new(Engine::new(config, parts, now)))
+    }
+
+    fn receive(&mut self, now: Instant, port: Port, frame: &[u8]) {
+        match self {
+            Forwarder::Engine(engine) => engine.receive(now, port, frame),
+            Forwarder::Cable(cable) => cable.receive(port, frame),
+        }
+    }
+
+    fn poll(&mut self, now: Instant, emit: &mut dyn FnMut(Port, &[u8])) {
+        match self {
+            Forwarder::Engine(engine) => engine.poll(now, emit),
+            Forwarder::Cable(cable) => cable.poll(emit),
+        }
+    }
+
+    fn next_wakeup(&self, now: Instant) -> Option<Instant> {
+        match self {
+            Forwarder::Engine(engine) => engine.next_wakeup(now),
+            Forwarder::Cable(_) => None,
+        }
+    }
+
+    fn statistics(&self) -> Value {
+        match self {
+            Forwarder::Engine(engine) => {
+                serde_json::to_value(engine.statistics()).unwrap_or(Value::Null)
+            }
+            Forwarder::Cable(cable) => {
+                json!({"cable": {"frames": cable.frames(), "dropped": cable.dropped()}})
+            }
+        }
+    }
+}
+
+fn now() -> Instant {
+    Instant::from_micros(clock::now_ns() / 1000)
+}
+
+/// The service.
+pub struct Service {
+    ports: NicPorts,
+    forwarder: Forwarder,
+    guest: guest::Wire,
+    console: console::Service,
+    next_status_ns: u64,
+    next_console_ns: u64,
+    busy_outputs: bool,
+    passes: u64,
+}
+
+impl Service {
+    /// Starts forwarding.
+    pub fn start(config: Option<&Config>, ports: NicPorts, dictionary: u64) -> Box<Self> {
+        let mac = ports.station_mac();
+        let forwarder = Forwarder::new(config, mac, dictionary, now());
+        let mut service = Box::new(Service {
+            ports,
+            forwarder,
+            guest: guest::Wire::take(),
+            console: console::Service::start(),
+            next_status_ns: 0,
+            next_console_ns: 0,
+            busy_outputs: true,
+            passes: 0,
+        });
+        // One pass, so that what came while the box started is on its way.
+        service.pass();
+        telemetry::milestone("forwarding");
+        service
+    }
+
+    /// Runs for ever.
+    pub fn run(&mut self) -> ! {
+        let mut last_work_ns = 0;
+        loop {
+            let worked = self.pass();
+            let now_ns = clock::now_ns();
+            if worked {
+                last_work_ns = now_ns;
+            }
+            self.housekeeping(now_ns);
+            if !worked && now_ns.saturating_sub(last_work_ns) > LINGER_NS {
+                self.sleep();
+            }
+        }
+    }
+
+    /// One bounded piece of packet work. True if there was any.
+    fn pass(&mut self) -> bool {
+        self.passes += 1;
+        let now = now();
+        let forwarder = &mut self.forwarder;
+        let mut taken = 0;
+        for (port, nic) in self.ports.iter_mut() {
+            taken += nic.receive(BATCH, |frame| forwarder.receive(now, port, frame));
+        }
+        taken += self
+            .guest
+            .receive(BATCH, |frame| forwarder.receive(now, Port::Guest, frame));
+        let due = forwarder.next_wakeup(now).is_some_and(|due| due <= now);
+        if taken == 0 && !due {
+            return false;
+        }
+        let (ports, guest) = (&mut self.ports, &mut self.guest);
+        forwarder.poll(now, &mut |port, frame| match port {
+            Port::Guest => guest.send(frame),
+            _ => ports.send(port, frame),
+        });
+        ports.flush();
+        guest.flush();
+        true
+    }
+
+    /// Console and telemetry, when they are due.
+    fn housekeeping(&mut self, now_ns: u64) {
+        if now_ns >= self.next_status_ns {
+            self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
+            telemetry::status(&guest::state(), self.statistics());
+        }
+        if self.busy_outputs || now_ns >= self.next_console_ns {
+            self.next_console_ns = now_ns + CONSOLE_NS;
+            let outcome = self.console.poll();
+            if outcome.wants_status {
+                self.show_status();
+            }
+            if let Some(says) = outcome.guest_says {
+                guest::note(says);
+            }
+            self.busy_outputs = telemetry::poll() | outcome.busy;
+        }
+    }
+
+    fn statistics(&self) -> Value {
+        let mut net = self.forwarder.statistics();
+        if let Some(net) = net.as_object_mut() {
+            net.insert("ports".into(), self.ports.report());
+        }
+        net
+    }
+
+    fn show_status(&mut self) {
+        let up_ms = clock::now_ms().max(1);
+        let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
+        let text = format!(
+            "up {}.{:03} s, CPU 0 idle {idle}%, guest {}\n{:#}",
+            up_ms / 1000,
+            up_ms % 1000,
+            guest::state(),
+            self.statistics()
+        );
+        self.console.print(&text);
+    }
+
+    /// Sleeps until there may be work. Frames and kicks that come after the last look end the sleep at once.
+    fn sleep(&mut self) {
+        let now = now();
+        let now_ns = clock::now_ns();
+        let mut deadline = self.next_status_ns.min(self.next_console_ns);
+        if let Some(due) = self.forwarder.next_wakeup(now) {
+            deadline = deadline.min(due.as_micros().saturating_mul(1000));
+        }
+        if self.busy_outputs || output::has_lines(&self.console) || !self.ports.all_interrupt() {
+            deadline = deadline.min(now_ns + BUSY_NS);
+        }
+        cpu::arm_timer(Some(deadline));
+        if self.ports.has_received() || self.guest.has_received() {
+            cpu::take_interrupts();
+            return;
+        }
+        cpu::sleep();
+    }
+}

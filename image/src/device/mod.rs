@@ -1,0 +1,5 @@
+//! Devices on PCI and their drivers.
+
+pub mod nic;
+pub mod pci;
+mod virtio;

@@ -1,0 +1,16 @@
+//! The parts of the appliance that touch no hardware, so that `cargo test` runs them on any machine: table readers, the
+//! partition planner, the memory plan, the console. The rest is in the binary beside this library.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod acpi;
+pub mod cable;
+pub mod calendar;
+pub mod console;
+pub mod disk;
+pub mod entropy;
+pub mod lines;
+pub mod memory;
+pub mod pe;
+pub mod ring;

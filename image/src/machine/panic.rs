@@ -1,0 +1,70 @@
+//! When we are broken: say so with evidence, then reset. A CPU that only ran the guest is parked instead, and the box goes on.
+
+use core::fmt::Write;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::{apic, clock, cpu, heap, power};
+use crate::output;
+
+static PANICKING: AtomicBool = AtomicBool::new(false);
+/// The CPU whose loss the box can bear, plus one; zero for none.
+static EXPENDABLE: AtomicUsize = AtomicUsize::new(0);
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// A box that panics soon after its start will do so again: it waits longer before the reset.
+const EARLY_MS: u64 = 60_000;
+const EARLY_WAIT_MS: u64 = 60_000;
+const LATE_WAIT_MS: u64 = 5_000;
+
+/// True while a CPU brings the box down.
+pub fn is_panicking() -> bool {
+    PANICKING.load(Ordering::Acquire)
+}
+
+/// Says that CPU `index` runs nothing but the guest: if it panics, the rest of the box goes on.
+pub fn set_expendable(index: usize) {
+    EXPENDABLE.store(index + 1, Ordering::Release);
+}
+
+/// True if the expendable CPU has panicked.
+pub fn lost_expendable() -> bool {
+    LOST.load(Ordering::Acquire)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    x86_64::instructions::interrupts::disable();
+    let index = cpu::index();
+    // Locks that this CPU holds would hang the others: then the box cannot go on without it.
+    let bearable = EXPENDABLE.load(Ordering::Acquire) == index + 1
+        && !LOST.swap(true, Ordering::AcqRel)
+        && !heap::is_locked()
+        && !output::is_locked();
+    if bearable {
+        log::error!("CPU {index} is lost, the guest with it; the network goes on: {info}");
+        cpu::kick(0);
+        cpu::halt_for_ever();
+    }
+    if PANICKING.swap(true, Ordering::AcqRel) {
+        cpu::halt_for_ever();
+    }
+    apic::send_nmi_to_others();
+    let mut port = output::Emergency::new();
+    let _ = writeln!(
+        port,
+        "\r\n\r\n[panic on CPU {index} at {} ms] {info}\r",
+        clock::now_ms()
+    );
+    let wait_ms = if clock::now_ms() < EARLY_MS {
+        EARLY_WAIT_MS
+    } else {
+        LATE_WAIT_MS
+    };
+    let _ = writeln!(port, "[panic] the box resets in {} s\r", wait_ms / 1000);
+    let end = clock::now_ms() + wait_ms;
+    while clock::now_ms() < end {
+        core::hint::spin_loop();
+    }
+    power::reset()
+}

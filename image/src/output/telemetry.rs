@@ -1,0 +1,93 @@
+//! Telemetry: one JSON object a line on the second serial port, for whoever started the box (`cargo xtask run` reads it).
+
+use alloc::string::{String, ToString};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use outpost::console::ByteQueue;
+use serde_json::json;
+use spin::Mutex;
+
+use super::serial::{COM2, Serial};
+use crate::machine::clock;
+
+const QUEUE_BYTES: usize = 64 << 10;
+/// Bytes written in one pass at most.
+const PASS_BYTES: usize = 512;
+
+struct Port {
+    serial: Serial,
+    queue: ByteQueue,
+}
+
+static PORT: Mutex<Option<Port>> = Mutex::new(None);
+static DIRECT: AtomicBool = AtomicBool::new(true);
+
+/// Starts the port.
+pub fn start() {
+    let mut serial = Serial::new(COM2);
+    serial.start();
+    *PORT.lock() = Some(Port {
+        serial,
+        queue: ByteQueue::new(QUEUE_BYTES),
+    });
+}
+
+/// From here on lines wait for [`poll`].
+pub fn hand_over() {
+    DIRECT.store(false, Ordering::Release);
+}
+
+/// True while some CPU holds this module's lock.
+pub fn is_locked() -> bool {
+    PORT.is_locked()
+}
+
+/// Queues a line, whole or not at all.
+fn send(mut line: String) {
+    line.push('\n');
+    if let Some(port) = PORT.lock().as_mut()
+        && port.queue.room() >= line.len()
+    {
+        port.queue.push(line.as_bytes());
+        if DIRECT.load(Ordering::Acquire) {
+            while let Some(byte) = port.queue.pop() {
+                port.serial.write(byte);
+            }
+        }
+    }
+}
+
+/// A step of the boot is done.
+pub fn milestone(name: &str) {
+    let ms = clock::now_ms();
+    send(json!({"event": "boot", "milestone": name, "ms": ms}).to_string());
+    log::info!("milestone: {name}");
+}
+
+/// Something the box cannot do.
+pub fn problem(text: &str) {
+    send(json!({"event": "problem", "text": text}).to_string());
+}
+
+/// How things stand. `net` is the WAN stack's statistics.
+pub fn status(guest: &str, net: serde_json::Value) {
+    send(json!({"event": "status", "ms": clock::now_ms(), "guest": guest, "net": net}).to_string());
+}
+
+/// Writes what the port takes now, within bounds. True if more waits.
+pub fn poll() -> bool {
+    let mut guard = PORT.lock();
+    let Some(port) = guard.as_mut() else {
+        return false;
+    };
+    for _ in 0..PASS_BYTES {
+        let Some(byte) = port.queue.peek() else {
+            return false;
+        };
+        if !port.serial.try_write(byte) {
+            break;
+        }
+        port.queue.pop();
+    }
+    !port.queue.is_empty()
+}

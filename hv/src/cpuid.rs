@@ -110,6 +110,11 @@ pub fn answer(
             edx: INVARIANT_TSC,
             ..ZERO
         },
+        // The local APIC's timer runs in every state (ARAT). Without this Linux looks for a PIT, and there is none.
+        6 => CpuidResult {
+            eax: 1 << 2,
+            ..ZERO
+        },
         _ if !there => ZERO,
         1 => {
             let cpu = host(1, 0);

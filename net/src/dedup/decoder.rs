@@ -1,8 +1,9 @@
 //! One flow's decoder: blocks come in, verified bytes come out, in order.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
-use super::codec::{self, BodyError};
+use super::codec::{self, BodyError, Source, Tables};
 use super::digest::DIGEST_BYTES;
 use super::ranges::RangeSet;
 use super::receiver::Receiver;
@@ -47,6 +48,7 @@ pub struct Decoder {
     /// The number of the next block.
     block: u32,
     contiguity: Contiguity,
+    tables: Tables,
     /// Bytes from the line that are not decoded yet.
     wire: Vec<u8>,
     /// Verified bytes, of which the first `taken` have been taken.
@@ -70,6 +72,7 @@ impl Decoder {
             flow: None,
             block: 0,
             contiguity: Contiguity::default(),
+            tables: Tables::new(),
             wire: Vec::new(),
             ready: Vec::new(),
             taken: 0,
@@ -237,67 +240,97 @@ impl Decoder {
         self.flow = self.flow.or(header.flow);
         self.make_room();
         let start = self.ready.len();
-        let (mut lost, mut sources, mut copied) = (RangeSet::default(), RangeSet::default(), 0);
-        let stored = match header.kind {
-            Kind::Raw { position } => {
-                self.ready.extend_from_slice(body);
-                Some(position)
-            }
-            Kind::Copy { source } => {
-                let range = source..source + header.raw as u64;
-                if receiver.copy(source, header.raw, &mut self.ready) {
-                    sources.insert(range);
-                } else {
-                    lost.insert(range);
-                }
-                copied = header.raw;
-                None
-            }
-            Kind::Coded { position, .. } => {
-                let mut copy = |source: u64, len: usize, out: &mut Vec<u8>| {
-                    let range = source..source.saturating_add(len as u64);
-                    copied += len;
-                    if receiver.copy(source, len, out) {
-                        sources.insert(range);
-                        return true;
-                    }
-                    lost.insert(range);
-                    false
-                };
-                match codec::decode(body, position, header.raw, &mut copy, &mut self.ready) {
-                    Ok(()) | Err(BodyError::Lost) => {}
-                    Err(BodyError::Malformed) => {
-                        self.ready.truncate(start);
-                        return Err(DecodeError::Malformed);
-                    }
-                }
-                Some(position)
-            }
-        };
+        let before = matches!(header.kind, Kind::Coded { .. }).then(|| self.tables.clone());
+        let mut found = Found::default();
+        self.resolve(receiver, header, body, &mut found)?;
         let right = self.ready.get(start..).is_some_and(|bytes| {
-            lost.total() == 0 && bytes.len() == header.raw && is_right(receiver, bytes, digest)
+            found.lost.total() == 0
+                && bytes.len() == header.raw
+                && is_right(receiver, bytes, digest)
         });
         if right {
-            if let Some(position) = stored {
+            if let Kind::Raw { position } | Kind::Coded { position, .. } = header.kind {
                 receiver.put(position, self.ready.get(start..).unwrap_or(&[]));
             }
-            receiver.statistics.copied_bytes += copied as u64;
+            receiver.statistics.copied_bytes += found.copied;
             self.passed(receiver, header);
             return Ok(used);
         }
-        self.ready.truncate(start);
-        if lost.total() > 0 {
+        if found.lost.total() > 0 {
             receiver.statistics.missing += 1;
         } else {
             receiver.statistics.mismatches += 1;
-            // Nobody knows which of the sources is wrong.
-            lost = sources;
+            // Nobody knows which of the sources is wrong: all are given up.
+            self.ready.truncate(start);
+            let after = before.map(|before| core::mem::replace(&mut self.tables, before));
+            found = Found {
+                suspect_all: true,
+                ..Found::default()
+            };
+            let _ = self.resolve(receiver, header, body, &mut found);
+            self.tables = after.unwrap_or_else(|| self.tables.clone());
         }
+        self.ready.truncate(start);
         if let Some(flow) = self.flow {
-            receiver.ask(flow, self.block, lost);
+            receiver.ask(flow, self.block, found.lost);
         }
         self.waiting = Some(Waiting { header, digest });
         Ok(used)
+    }
+
+    /// Appends what a block seems to stand for to `ready`; what cannot be found is noted.
+    fn resolve<S: Store>(
+        &mut self,
+        receiver: &mut Receiver<S>,
+        header: Header,
+        body: &[u8],
+        found: &mut Found,
+    ) -> Result<(), DecodeError> {
+        match header.kind {
+            Kind::Raw { .. } => self.ready.extend_from_slice(body),
+            Kind::Copy { source } => {
+                let mut stored = Stored {
+                    receiver,
+                    found,
+                    span: 0..0,
+                };
+                let end = source + header.raw as u64;
+                let mut at = source;
+                while at < end {
+                    let left = (end - at) as usize;
+                    let Some(bytes) = stored.bytes(at, left) else {
+                        break;
+                    };
+                    let now = bytes.len().min(left);
+                    self.ready
+                        .extend_from_slice(bytes.get(..now).unwrap_or(&[]));
+                    at += now as u64;
+                }
+            }
+            Kind::Coded { position, .. } => {
+                let mut workspace = core::mem::take(&mut receiver.workspace);
+                let mut stored = Stored {
+                    receiver,
+                    found,
+                    span: 0..0,
+                };
+                let tables = &mut self.tables;
+                let result = codec::decode(
+                    &mut workspace,
+                    body,
+                    position,
+                    header.raw,
+                    tables,
+                    &mut stored,
+                    &mut self.ready,
+                );
+                receiver.workspace = workspace;
+                if result == Err(BodyError::Malformed) {
+                    return Err(DecodeError::Malformed);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A block has come out.
@@ -313,6 +346,50 @@ impl Decoder {
     fn make_room(&mut self) {
         self.ready.drain(..self.taken);
         self.taken = 0;
+    }
+}
+
+/// What was looked for in the store.
+#[derive(Default)]
+struct Found {
+    copied: u64,
+    /// What is not there.
+    lost: RangeSet,
+    /// Note everything as lost.
+    suspect_all: bool,
+}
+
+/// The store as a block sees it.
+struct Stored<'a, S: Store> {
+    receiver: &'a Receiver<S>,
+    found: &'a mut Found,
+    /// A range that is known to be present.
+    span: Range<u64>,
+}
+
+impl<S: Store> codec::Source for Stored<'_, S> {
+    #[inline]
+    fn bytes(&mut self, position: u64, len: usize) -> Option<&[u8]> {
+        let end = position.saturating_add(len as u64);
+        self.found.copied += len as u64;
+        if self.found.suspect_all {
+            self.found.lost.insert(position..end);
+        }
+        if !(self.span.start <= position && end <= self.span.end) {
+            match self
+                .receiver
+                .present(position)
+                .filter(|span| end <= span.end)
+            {
+                Some(span) => self.span = span,
+                None => {
+                    self.found.lost.insert(position..end);
+                    return None;
+                }
+            }
+        }
+        let bytes = self.receiver.stored(position);
+        (!bytes.is_empty()).then_some(bytes)
     }
 }
 

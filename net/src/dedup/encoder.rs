@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::anchor::{Rolling, WINDOW};
-use super::codec::{self, FarMatch};
+use super::codec::{self, FarMatch, Input, Tables};
 use super::digest::DIGEST_BYTES;
 use super::sender::Sender;
 use super::statistics::FlowStatistics;
@@ -32,6 +32,7 @@ pub struct Encoder {
     flow: FlowId,
     started: bool,
     contiguity: Contiguity,
+    tables: Tables,
     /// Input that is not sent yet.
     pending: Vec<u8>,
     /// How much of it has been searched for matches.
@@ -55,6 +56,7 @@ impl Encoder {
             flow: sender.open_flow(),
             started: false,
             contiguity: Contiguity::default(),
+            tables: Tables::new(),
             pending: Vec::new(),
             scanned: 0,
             rolling: Rolling::default(),
@@ -312,7 +314,15 @@ impl Encoder {
         let start = out.len();
         // The header needs the body's length: the body is made first and moved.
         let mut body = Vec::new();
-        let parts = codec::encode(&sender.store, position, len, &far, &mut body);
+        let mut coder = core::mem::take(&mut sender.coder);
+        let input = Input {
+            store: &sender.store,
+            position,
+            block: bytes,
+            span: &|position| sender.span(self.flow, position),
+        };
+        let parts = coder.encode(&input, &far, &mut self.tables, &mut body);
+        sender.coder = coder;
         match parts {
             Some(parts) => {
                 self.header(

@@ -14,7 +14,7 @@ mod sender;
 mod statistics;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 pub use decoder::{DecodeError, Decoder};

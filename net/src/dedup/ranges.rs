@@ -102,6 +102,7 @@ impl RangeSet {
     }
 
     /// Whether every position of `range` is in the set.
+    #[cfg(test)]
     pub fn covers(&self, range: Range<u64>) -> bool {
         range.start >= range.end
             || self

@@ -3,8 +3,10 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::ControlError;
+use super::codec::Workspace;
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
@@ -48,6 +50,7 @@ pub struct Receiver<S: Store = RingStore> {
     urgent: Vec<u8>,
     answers: BTreeMap<(FlowId, u32), Option<Vec<u8>>>,
     inbox: Inbox,
+    pub(super) workspace: Workspace,
 }
 
 impl Receiver<RingStore> {
@@ -73,6 +76,7 @@ impl<S: Store> Receiver<S> {
             urgent: Vec::new(),
             answers: BTreeMap::new(),
             inbox: Inbox::default(),
+            workspace: Workspace::default(),
         }
     }
 
@@ -181,28 +185,15 @@ impl<S: Store> Receiver<S> {
         self.statistics.stored_bytes += bytes.len() as u64;
     }
 
-    /// Appends the stored bytes at `position` to `out`, if all are there.
-    pub(super) fn copy(&self, position: u64, len: usize, out: &mut Vec<u8>) -> bool {
-        let Some(end) = position.checked_add(len as u64) else {
-            return false;
-        };
-        if !self.present.covers(position..end) {
-            return false;
-        }
-        let (mut at, start) = (position, out.len());
-        while at < end {
-            let piece = self.store.forward(at);
-            let take = usize::try_from(end - at)
-                .unwrap_or(usize::MAX)
-                .min(piece.len());
-            if take == 0 {
-                out.truncate(start);
-                return false;
-            }
-            out.extend_from_slice(piece.get(..take).unwrap_or(&[]));
-            at += take as u64;
-        }
-        true
+    /// The range around `position` that is stored.
+    pub(super) fn present(&self, position: u64) -> Option<Range<u64>> {
+        self.present.find(position)
+    }
+
+    /// The stored bytes from `position` on that lie in one piece.
+    #[inline]
+    pub(super) fn stored(&self, position: u64) -> &[u8] {
+        self.store.forward(position)
     }
 
     /// A block of a flow is verified.
@@ -250,7 +241,7 @@ impl<S: Store> Receiver<S> {
 
     /// Damages stored bytes, or forgets them while the record says that they are there: for tests.
     #[cfg(test)]
-    pub(crate) fn tamper(&mut self, range: core::ops::Range<u64>, how: impl Fn(u8) -> u8) {
+    pub(crate) fn tamper(&mut self, range: Range<u64>, how: impl Fn(u8) -> u8) {
         let Some(bytes) = super::sender::read(&self.store, range.clone()) else {
             return;
         };
@@ -260,7 +251,7 @@ impl<S: Store> Receiver<S> {
 
     /// Loses a range: for tests.
     #[cfg(test)]
-    pub(crate) fn lose(&mut self, range: core::ops::Range<u64>) {
+    pub(crate) fn lose(&mut self, range: Range<u64>) {
         self.present.remove(range);
     }
 }

@@ -10,6 +10,7 @@ use chacha20::rand_core::{Rng, SeedableRng};
 
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller, Rolling};
+use super::codec::Coder;
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
@@ -72,6 +73,7 @@ pub struct Sender<S: Store = RingStore> {
     pub(super) config: SenderConfig,
     pub(super) roller: Roller,
     pub(super) anchors: AnchorIndex,
+    pub(super) coder: Coder,
     pub(super) digest: DigestKey,
     pub(super) statistics: SenderStatistics,
     log: [u8; 16],
@@ -114,6 +116,7 @@ impl<S: Store> Sender<S> {
             config,
             roller: Roller::new(key, one_in.max(8)),
             anchors,
+            coder: Coder::new(),
             digest: DigestKey::new(key),
             statistics: SenderStatistics::default(),
             log,

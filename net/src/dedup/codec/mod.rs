@@ -1,10 +1,19 @@
-//! The body of a coded block: matches and literals. This first form lists the anchors' matches and compresses the rest
-//! with LZ4.
+//! The body of a coded block: matches of what the peer has and literals, compressed by Huffman codes. It knows bytes,
+//! positions and tables; which positions may be referred to is handed in.
+
+mod bits;
+mod huffman;
+mod parse;
+mod sequences;
+mod standard;
 
 use alloc::vec::Vec;
 
 use super::store::Store;
-use super::wire::{Malformed, Reader, put_number};
+use super::wire::Malformed;
+pub use parse::Input;
+use parse::{Dense, Parsed, Sequence};
+pub use sequences::Tables;
 
 /// A match that the anchors found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,39 +26,73 @@ pub struct FarMatch {
     pub source: u64,
 }
 
-/// What an encoded body consists of.
+/// What a body consists of, in raw bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Parts {
+    /// Matches of the anchors.
     pub copied: usize,
+    /// Other matches.
     pub matched: usize,
+    /// Literals.
     pub literal: usize,
 }
 
-/// Encodes the `len` bytes at `position` of the log; `None` when they do not shrink.
-pub fn encode<S: Store>(
-    store: &S,
-    position: u64,
-    len: usize,
-    far: &[FarMatch],
-    out: &mut Vec<u8>,
-) -> Option<Parts> {
-    let block = store.forward(position).get(..len)?;
-    let start = out.len();
-    let (mut literals, mut at, mut parts) = (Vec::new(), 0, Parts::default());
-    put_number(out, far.len() as u64);
-    for found in far {
-        literals.extend_from_slice(block.get(at..found.start)?);
-        put_number(out, (found.start - at) as u64);
-        put_number(out, found.len as u64);
-        put_number(out, position - found.source);
-        at = found.start + found.len;
-        parts.copied += found.len;
+/// What all encoders of a sending side share: where short strings were seen lately, and room to work in. The default one
+/// only keeps the place of another.
+#[derive(Default)]
+pub struct Coder {
+    dense: Dense,
+    parsed: Parsed,
+    arrays: sequences::Arrays,
+}
+
+impl Coder {
+    pub fn new() -> Self {
+        Coder {
+            dense: Dense::new(),
+            parsed: Parsed::default(),
+            arrays: sequences::Arrays::default(),
+        }
     }
-    literals.extend_from_slice(block.get(at..)?);
-    parts.literal = literals.len();
-    put_number(out, literals.len() as u64);
-    out.extend_from_slice(&lz4_flex::block::compress(&literals));
-    (out.len() - start < len).then_some(parts)
+
+    /// Encodes a block; `None` when it does not shrink. The matches are in order and disjoint, and may be referred to.
+    pub fn encode<S: Store>(
+        &mut self,
+        input: &Input<'_, S>,
+        far: &[FarMatch],
+        tables: &mut Tables,
+        out: &mut Vec<u8>,
+    ) -> Option<Parts> {
+        let len = input.block.len();
+        parse::parse(&mut self.dense, input, far, &mut self.parsed);
+        let start = out.len();
+        let mut changed = tables.clone();
+        sequences::write(
+            &self.parsed.sequences,
+            &self.parsed.literals,
+            &mut changed,
+            &mut self.arrays,
+            out,
+        );
+        if out.len() - start >= len {
+            out.truncate(start);
+            return None;
+        }
+        *tables = changed;
+        let literal = self.parsed.literals.len();
+        let copied = self.parsed.copied.min(len - literal);
+        Some(Parts {
+            copied,
+            matched: len - literal - copied,
+            literal,
+        })
+    }
+}
+
+/// Where a decoder finds stored bytes.
+pub trait Source {
+    /// The first of the `len` bytes at `position`: at least one of them, if they are all there.
+    fn bytes(&mut self, position: u64, len: usize) -> Option<&[u8]>;
 }
 
 /// Why a body could not be decoded.
@@ -67,53 +110,133 @@ impl From<Malformed> for BodyError {
     }
 }
 
-/// Decodes `body` to exactly `raw` bytes, appended to `out`. `copy(position, len, out)` appends stored bytes, or says false.
-pub fn decode(
+/// Room for decoders to work in.
+#[derive(Default)]
+pub struct Workspace {
+    arrays: sequences::Arrays,
+    sequences: Vec<Sequence>,
+}
+
+/// Bytes beyond the end of what is decoded that short copies may touch.
+const SLACK: usize = 16;
+
+/// Decodes `body` to exactly `raw` bytes, appended to `out`.
+///
+/// # Errors
+///
+/// With [`BodyError::Lost`] the tables are those after the block, and `source` was asked for all its references; `out` is
+/// as before with any error.
+pub fn decode<T: Source>(
+    workspace: &mut Workspace,
     body: &[u8],
     position: u64,
     raw: usize,
-    copy: &mut dyn FnMut(u64, usize, &mut Vec<u8>) -> bool,
+    tables: &mut Tables,
+    source: &mut T,
     out: &mut Vec<u8>,
 ) -> Result<(), BodyError> {
-    let mut reader = Reader(body);
-    let mut number = || reader.number()?.ok_or(Malformed);
-    let count = number()?;
-    let (mut commands, mut total) = (Vec::new(), 0u64);
-    for _ in 0..count {
-        let (literals, len, distance) = (number()?, number()?, number()?);
-        total = total
-            .checked_add(literals)
-            .and_then(|t| t.checked_add(len))
-            .ok_or(Malformed)?;
-        if total > raw as u64 {
+    let Workspace { arrays, sequences } = workspace;
+    sequences::read(body, raw, tables, arrays, sequences)?;
+    let literals = sequences::literals(arrays);
+    let start = out.len();
+    out.resize(start + raw + SLACK, 0);
+    let block = out.get_mut(start..).unwrap_or(&mut []);
+    let result = execute(sequences, literals, position, raw, source, block);
+    out.truncate(if result.is_ok() { start + raw } else { start });
+    result
+}
+
+/// Carries the sequences out in `block`, which is [`SLACK`] longer than `raw`.
+fn execute<T: Source>(
+    sequences: &[Sequence],
+    mut literals: &[u8],
+    position: u64,
+    raw: usize,
+    source: &mut T,
+    block: &mut [u8],
+) -> Result<(), BodyError> {
+    let (mut at, mut lost) = (0usize, false);
+    for sequence in sequences {
+        let run = sequence.literals as usize;
+        let len = sequence.len as usize;
+        if at + run + len > raw || run > literals.len() || sequence.distance == 0 {
             return Err(BodyError::Malformed);
         }
-        commands.push((literals as usize, len as usize, distance));
+        copy_short(literals, block, at, run);
+        literals = &literals[run..];
+        at += run;
+        let (mut len, mut from) = (len, at);
+        if sequence.distance > at as u64 {
+            // From before this block, and perhaps on into it.
+            let stored = position
+                .checked_add(at as u64)
+                .and_then(|here| here.checked_sub(sequence.distance));
+            let mut stored = stored.ok_or(BodyError::Malformed)?;
+            let outside = usize::try_from(sequence.distance - at as u64)
+                .unwrap_or(usize::MAX)
+                .min(len);
+            let end = at + outside;
+            while at < end {
+                let Some(bytes) = source.bytes(stored, end - at) else {
+                    lost = true;
+                    at = end;
+                    break;
+                };
+                let now = bytes.len().min(end - at);
+                copy_short(bytes, block, at, now);
+                at += now;
+                stored += now as u64;
+            }
+            len -= outside;
+            from = 0;
+        } else {
+            from -= sequence.distance as usize;
+        }
+        copy_within(block, from, at, len);
+        at += len;
     }
-    let literals = number()?;
-    if literals > raw as u64 {
+    if at + literals.len() != raw {
         return Err(BodyError::Malformed);
     }
-    let literals =
-        lz4_flex::block::decompress(reader.0, literals as usize).map_err(|_| Malformed)?;
-    let (mut rest, start, mut lost) = (&literals[..], out.len(), false);
-    for (before, len, distance) in commands {
-        let (now, after) = rest.split_at_checked(before).ok_or(Malformed)?;
-        out.extend_from_slice(now);
-        rest = after;
-        let source = position.checked_sub(distance).ok_or(Malformed)?;
-        if !copy(source, len, out) {
-            lost = true;
-        }
+    copy_short(literals, block, at, literals.len());
+    if lost { Err(BodyError::Lost) } else { Ok(()) }
+}
+
+/// Copies the first `len` of `from` to `block[at..]`; may write up to [`SLACK`] bytes where nothing is yet.
+#[inline(always)]
+fn copy_short(from: &[u8], block: &mut [u8], at: usize, len: usize) {
+    if len <= 16
+        && let (Some(from), Some(to)) = (from.first_chunk::<16>(), block.get_mut(at..at + 16))
+    {
+        to.copy_from_slice(from);
+        return;
     }
-    out.extend_from_slice(rest);
-    if lost {
-        return Err(BodyError::Lost);
+    if let (Some(from), Some(to)) = (from.get(..len), block.get_mut(at..at + len)) {
+        to.copy_from_slice(from);
     }
-    if out.len() - start != raw {
-        Err(BodyError::Malformed)
-    } else {
-        Ok(())
+}
+
+/// Repeats `len` bytes from `from` at `at`, which may overlap.
+#[inline(always)]
+fn copy_within(block: &mut [u8], from: usize, at: usize, len: usize) {
+    let distance = at - from;
+    if distance >= 16 && len <= 16 && at + 16 <= block.len() {
+        block.copy_within(from..from + 16, at);
+        return;
+    }
+    if at + len > block.len() {
+        return;
+    }
+    if distance >= len {
+        block.copy_within(from..from + len, at);
+        return;
+    }
+    // What has been repeated is repeated with it.
+    let mut done = 0;
+    while done < len {
+        let now = (distance + done).min(len - done);
+        block.copy_within(from..from + now, at + done);
+        done += now;
     }
 }
 

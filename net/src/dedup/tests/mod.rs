@@ -1,6 +1,6 @@
 //! Both ends together: a line that delivers flows in any order, and everything that may go wrong with it.
 
-mod simulation;
+pub(crate) mod simulation;
 
 use simulation::{Rng, World};
 

@@ -183,6 +183,22 @@ impl Wires {
     pub fn snapshot(&self) -> Snapshot {
         *lock(&self.shared)
     }
+
+    /// For those who only want to see the state.
+    pub fn meter(&self) -> Meter {
+        Meter(Arc::clone(&self.shared))
+    }
+}
+
+/// Shows the state of the cables, and outlives them.
+#[derive(Clone)]
+pub struct Meter(Arc<Mutex<Snapshot>>);
+
+impl Meter {
+    /// The state of the cables; the last one after they are gone.
+    pub fn read(&self) -> Snapshot {
+        *lock(&self.0)
+    }
 }
 
 impl Drop for Wires {
@@ -292,17 +308,17 @@ impl End {
         }
     }
 
-    fn to_card(&mut self, frame: &[u8]) -> bool {
+    fn give_to_card(&mut self, frame: &[u8]) -> bool {
         self.counters.received_bytes += frame.len() as u64;
         self.card.send(frame).is_ok()
     }
 
     /// A frame that the line delivers. False when it was dropped.
-    fn from_line(&mut self, frame: Vec<u8>) -> bool {
+    fn take_from_line(&mut self, frame: Vec<u8>) -> bool {
         if self.power {
             self.wan.send(frame)
         } else {
-            self.to_card(&frame)
+            self.give_to_card(&frame)
         }
     }
 
@@ -363,7 +379,7 @@ impl Thread {
         let now = self.now();
         while let Some((site, frame)) = self.line.poll(now, &mut self.watch) {
             if let Some(end) = self.sites.iter_mut().find(|end| end.site == site) {
-                self.dropped += u64::from(!end.from_line(frame));
+                self.dropped += u64::from(!end.take_from_line(frame));
             }
         }
     }
@@ -463,7 +479,7 @@ impl Thread {
                     break;
                 };
                 if end.power {
-                    let taken = end.to_card(&buffer[..length]);
+                    let taken = end.give_to_card(&buffer[..length]);
                     self.dropped += u64::from(!taken);
                 }
             }

@@ -1,5 +1,6 @@
 //! What a line is like, and the notation for it on the command line: `rate=10M,rtt=100ms,loss=0.5%,…`.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -57,6 +58,37 @@ impl DirectionConfig {
 
 fn milliseconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value / 1000.0).unwrap_or(Duration::MAX)
+}
+
+impl LineConfig {
+    /// The round trip of an idle line.
+    pub fn rtt(&self) -> Duration {
+        self.up.delay() + self.down.delay()
+    }
+}
+
+impl fmt::Display for LineConfig {
+    /// In a few words, for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (up, down) = (&self.up, &self.down);
+        match up.rate_bps == down.rate_bps {
+            true => write!(f, "{}", bits(down.rate_bps))?,
+            false => write!(f, "{} down, {} up", bits(down.rate_bps), bits(up.rate_bps))?,
+        }
+        write!(f, " · {} ms · ", up.delay_ms + down.delay_ms)?;
+        let percent = |direction: &DirectionConfig| (direction.loss + direction.burst_loss) * 100.0;
+        match percent(up) == percent(down) {
+            true => write!(f, "{}% loss", percent(down)),
+            false => write!(f, "{}% down, {}% up lost", percent(down), percent(up)),
+        }
+    }
+}
+
+fn bits(rate: u64) -> String {
+    match rate {
+        0..1_000_000 => format!("{} kbit/s", rate as f64 / 1e3),
+        _ => format!("{} Mbit/s", rate as f64 / 1e6),
+    }
 }
 
 impl Default for LineConfig {
@@ -278,6 +310,7 @@ mod tests {
             (10_000_000, 50.0, 0.005)
         );
         assert_eq!((line.up.queue_bytes, line.seed), (125_000, 1));
+        assert_eq!(line.to_string(), "10 Mbit/s · 100 ms · 0.5% loss");
     }
 
     #[test]
@@ -293,6 +326,11 @@ mod tests {
             (64_000, 1_200_000)
         );
         assert_eq!((line.down.delay_ms, line.seed), (300.0, 7));
+        assert_eq!(line.rtt(), Duration::from_millis(600));
+        assert_eq!(
+            line.to_string(),
+            "8 Mbit/s down, 512 kbit/s up · 600 ms · 2% down, 1% up lost"
+        );
     }
 
     #[test]

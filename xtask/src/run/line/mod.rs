@@ -13,6 +13,7 @@ use serde::Serialize;
 
 pub use config::LineConfig;
 use direction::Direction;
+pub use random::Dice;
 
 /// An end of the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

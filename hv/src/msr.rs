@@ -232,7 +232,7 @@ impl Msrs {
             }
             msr::MTRR_VARIABLE_FIRST..=msr::MTRR_VARIABLE_LAST => {
                 let index = (number - msr::MTRR_VARIABLE_FIRST) as usize;
-                let is_base = number % 2 == 0;
+                let is_base = number.is_multiple_of(2);
                 must(!is_base || value & 0xF00 == 0 && is_memory_type(value & 0xFF))?;
                 must(is_base || value & 0x7FF == 0)?;
                 *self.mtrr_variable.get_mut(index).ok_or(GeneralProtection)? = value;
@@ -468,7 +468,7 @@ mod tests {
         ] {
             let ClockScale { multiplier, shift } = ClockScale::of(hz);
             let second = if shift < 0 { hz >> -shift } else { hz << shift };
-            let ns = (u128::from(second) * u128::from(multiplier) >> 32) as u64;
+            let ns = ((u128::from(second) * u128::from(multiplier)) >> 32) as u64;
             assert!(
                 ns.abs_diff(1_000_000_000) <= 4 + 1_000_000_000 / hz,
                 "{hz} Hz: {ns} ns in a second"

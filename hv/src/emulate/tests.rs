@@ -1,7 +1,10 @@
 //! Encodings, each against what the CPU does: registers, flags, and the accesses that a device sees.
 
+use super::string::REPEAT_LIMIT;
 use super::*;
+use crate::cpu::RFLAGS_DF;
 use crate::cpu::Segment;
+use crate::cpu::alu::ARITHMETIC;
 use crate::mem::walk::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};
 use alloc::string::String;
 use alloc::vec::Vec;

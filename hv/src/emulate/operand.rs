@@ -1,0 +1,208 @@
+//! Operands: registers of every width, immediates, and memory that may cross from one page to another.
+
+use super::{Failure, Step};
+use crate::cpu::Gpr;
+use crate::cpu::alu;
+use crate::mem::walk::Intent;
+use iced_x86::{OpKind, Register};
+
+const PAGE: u64 = 4096;
+
+/// A memory operand whose translation has been checked: one place, or two if it crosses a page.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    address: u64,
+    /// How many bytes are at `address`, and where the rest is.
+    split: Option<(u8, u64)>,
+    width: u8,
+}
+
+/// Where an operand is.
+#[derive(Clone, Copy)]
+pub(super) enum Operand {
+    Register(Register, u8),
+    Memory(Place),
+    Immediate(u64, u8),
+}
+
+impl Operand {
+    pub(super) fn width(self) -> u8 {
+        match self {
+            Self::Register(_, width) | Self::Immediate(_, width) => width,
+            Self::Memory(place) => place.width,
+        }
+    }
+}
+
+impl Step<'_> {
+    pub(super) fn operand(&self, op: u32, intent: Intent) -> Result<Operand, Failure> {
+        Ok(match self.instruction.op_kind(op) {
+            OpKind::Register => {
+                let register = self.instruction.op_register(op);
+                if !register.is_gpr() {
+                    return Err(Failure::Unknown);
+                }
+                Operand::Register(register, register.size() as u8)
+            }
+            OpKind::Memory => {
+                let width = self.instruction.memory_size().size();
+                if !matches!(width, 1 | 2 | 4 | 8) {
+                    return Err(Failure::Unknown);
+                }
+                Operand::Memory(self.place(op, width as u8, 0, intent)?)
+            }
+            OpKind::Immediate8 => Operand::Immediate(self.instruction.immediate(op), 1),
+            OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64 => Operand::Immediate(self.instruction.immediate(op), 8),
+            _ => return Err(Failure::Unknown),
+        })
+    }
+
+    /// Translates a memory operand of `width` bytes, `element` bytes away from where the instruction says.
+    pub(super) fn place(
+        &self,
+        op: u32,
+        width: u8,
+        element: u64,
+        intent: Intent,
+    ) -> Result<Place, Failure> {
+        let long = self.system.code_bits() == 64;
+        let address = self
+            .instruction
+            .try_virtual_address(op, 0, |register, _, _| {
+                Some(match register {
+                    Register::ES | Register::CS | Register::SS | Register::DS if long => 0,
+                    Register::ES => self.system.es.base,
+                    Register::CS => self.system.cs.base,
+                    Register::SS => self.system.ss.base,
+                    Register::DS => self.system.ds.base,
+                    Register::FS => self.system.fs.base,
+                    Register::GS => self.system.gs.base,
+                    _ => self.register(register),
+                })
+            });
+        let address = address.ok_or(Failure::Unknown)?.wrapping_add(element);
+        self.check(self.linear(address), width, intent)
+    }
+
+    /// Linear addresses are 32 bits wide outside 64-bit code.
+    pub(super) fn linear(&self, address: u64) -> u64 {
+        if self.system.code_bits() == 64 {
+            address
+        } else {
+            address & 0xFFFF_FFFF
+        }
+    }
+
+    pub(super) fn check(&self, linear: u64, width: u8, intent: Intent) -> Result<Place, Failure> {
+        let (paging, user) = (self.system.paging(), self.system.cpl() == 3);
+        let address = paging.translate(self.memory, linear, intent, user)?;
+        let here = PAGE - linear % PAGE;
+        let split = if here < u64::from(width) {
+            let rest = self.linear(linear.wrapping_add(here));
+            Some((
+                here as u8,
+                paging.translate(self.memory, rest, intent, user)?,
+            ))
+        } else {
+            None
+        };
+        Ok(Place {
+            address,
+            split,
+            width,
+        })
+    }
+
+    pub(super) fn read(&mut self, place: Place) -> u64 {
+        let Some((here, rest)) = place.split else {
+            return self.bus.read(place.address, place.width) & alu::mask(place.width);
+        };
+        (0..place.width).rev().fold(0, |value, byte| {
+            value << 8 | self.bus.read(byte_at(place.address, here, rest, byte), 1) & 0xFF
+        })
+    }
+
+    pub(super) fn write(&mut self, place: Place, value: u64) {
+        let Some((here, rest)) = place.split else {
+            return self
+                .bus
+                .write(place.address, place.width, value & alu::mask(place.width));
+        };
+        for byte in 0..place.width {
+            self.bus.write(
+                byte_at(place.address, here, rest, byte),
+                1,
+                value >> (8 * byte) & 0xFF,
+            );
+        }
+    }
+
+    pub(super) fn get(&mut self, operand: Operand) -> u64 {
+        match operand {
+            Operand::Register(register, _) => self.register(register),
+            Operand::Memory(place) => self.read(place),
+            Operand::Immediate(value, _) => value,
+        }
+    }
+
+    pub(super) fn put(&mut self, operand: Operand, value: u64) {
+        match operand {
+            Operand::Register(register, _) => self.set_register(register, value),
+            Operand::Memory(place) => self.write(place, value),
+            Operand::Immediate(..) => {}
+        }
+    }
+
+    pub(super) fn register(&self, register: Register) -> u64 {
+        let (index, shift) = slot(register);
+        self.registers
+            .gpr
+            .get(index)
+            .map_or(0, |value| value >> shift & alu::mask(register.size() as u8))
+    }
+
+    pub(super) fn set_register(&mut self, register: Register, value: u64) {
+        let (index, shift) = slot(register);
+        let width = register.size() as u8;
+        if let Some(slot) = self.registers.gpr.get_mut(index) {
+            let mask = alu::mask(width) << shift;
+            // A 32-bit write clears the upper half.
+            let kept = if width == 4 { 0 } else { *slot & !mask };
+            *slot = kept | value << shift & mask;
+        }
+    }
+}
+
+fn byte_at(address: u64, here: u8, rest: u64, byte: u8) -> u64 {
+    if byte < here {
+        address.wrapping_add(byte.into())
+    } else {
+        rest.wrapping_add((byte - here).into())
+    }
+}
+
+/// Index in [`Registers::gpr`] and first bit of a general-purpose register of any width.
+fn slot(register: Register) -> (usize, u32) {
+    match register {
+        Register::AH => (Gpr::Rax as usize, 8),
+        Register::CH => (Gpr::Rcx as usize, 8),
+        Register::DH => (Gpr::Rdx as usize, 8),
+        Register::BH => (Gpr::Rbx as usize, 8),
+        _ => (register.full_register().number(), 0),
+    }
+}
+
+pub(super) fn accumulator(width: u8) -> Register {
+    match width {
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    }
+}

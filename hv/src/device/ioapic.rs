@@ -188,13 +188,6 @@ impl IoApic {
         let (pin, high) = self.selected_pin_index(select)?;
         Some((self.pins.get(pin)?, high))
     }
-
-    /// True if a pin could still deliver this vector's end to somebody: some unmasked level pin uses it.
-    pub fn wants_end_of(&self, vector: u8) -> bool {
-        self.pins
-            .iter()
-            .any(|pin| pin.entry.is(Entry::LEVEL) && pin.entry.vector() == vector)
-    }
 }
 
 /// Whether a message of this mode is an interrupt that a local APIC queues by vector.
@@ -266,7 +259,6 @@ mod tests {
         assert_eq!(ioapic.set_line(9, false), None);
         ioapic.write(0x40, 0x51, |_| panic!());
         assert_eq!(ioapic.read(0x10), 0x8051);
-        assert!(ioapic.wants_end_of(0x51) && !ioapic.wants_end_of(0x50));
     }
 
     #[test]

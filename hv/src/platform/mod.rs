@@ -207,11 +207,6 @@ impl<'h> Platform<'h> {
         self.interrupts.local(vcpu)?.pending()
     }
 
-    /// The highest vector that is requested for `vcpu`, even if its priority is too low for now.
-    pub fn highest_request(&self, vcpu: usize) -> Option<u8> {
-        self.interrupts.local(vcpu)?.highest_request()
-    }
-
     /// The vCPU has taken `vector`, which [`Platform::pending_interrupt`] gave: it is in service from now on.
     pub fn accept_interrupt(&mut self, vcpu: usize, vector: u8) {
         if let Some(apic) = self.interrupts.local_mut(vcpu) {

@@ -1,7 +1,9 @@
 //! Builds, runs, tests and flashes Outpost. `cargo xtask --help` lists the commands; docs/building.md explains them.
 
 mod accel;
+mod boot;
 mod firmware;
+mod flash;
 mod guest;
 mod image;
 mod keys;
@@ -37,6 +39,10 @@ enum Command {
     Setup(setup::Args),
     /// Build the disk image, and print its path, size, SHA-256 and what is inside
     BuildImage(image::Args),
+    /// Boot one box in QEMU, with its console in this terminal
+    Boot(boot::Args),
+    /// Write an image to a stick or disk, and verify it
+    Flash(flash::Args),
     /// Check configuration files
     Config {
         #[command(subcommand)]
@@ -50,7 +56,7 @@ enum Command {
         command: guest::Command,
     },
     /// Boot two sites with a slow line between them, and fetch files through them
-    Run(run::Args),
+    Run(Box<run::Args>),
 }
 
 fn main() -> ExitCode {
@@ -58,10 +64,12 @@ fn main() -> ExitCode {
     let result = process::catch_signals().and_then(|()| match arguments.command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildImage(arguments) => image::run(&arguments),
+        Command::Boot(arguments) => boot::run(&arguments),
+        Command::Flash(arguments) => flash::run(&arguments),
         Command::Config { command } => keys::config(&command),
         Command::Keygen => keys::keygen(),
         Command::Guest { command } => guest::run(&paths::workspace(), &command),
-        Command::Run(arguments) => run::run(arguments),
+        Command::Run(arguments) => run::run(*arguments),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 //!
 //! It knows QEMU's options and nothing of what runs inside.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -61,6 +62,15 @@ pub enum Wire {
     },
     /// A TAP device that exists already.
     Tap(String),
+    /// QEMU's user-mode network: no root needed, for playing.
+    User {
+        /// The network, as `10.77.0.0/16`.
+        network: String,
+        /// What QEMU itself is in it.
+        gateway: Ipv4Addr,
+        /// TCP ports on 127.0.0.1 that lead to addresses and ports in the network.
+        forwards: Vec<(u16, Ipv4Addr, u16)>,
+    },
     /// Nowhere.
     Unplugged,
 }
@@ -210,6 +220,20 @@ impl Qemu {
                             option_value(device)?
                         ),
                     );
+                }
+                Wire::User {
+                    network,
+                    gateway,
+                    forwards,
+                } => {
+                    let mut value = format!(
+                        "user,id=net{index},net={},host={gateway}",
+                        option_value(network)?
+                    );
+                    for (here, address, there) in forwards {
+                        value.push_str(&format!(",hostfwd=tcp:127.0.0.1:{here}-{address}:{there}"));
+                    }
+                    add("-netdev", value);
                 }
                 // A hub port without a hub partner: the card is there and its frames go nowhere.
                 Wire::Unplugged => add(

@@ -52,8 +52,19 @@ pub fn run(arguments: &Args) -> Result<()> {
 /// # Errors
 /// When something cannot be built or written, or is larger than allowed.
 pub fn build(guest: &str, config: Option<&str>, out: Option<&Path>) -> Result<BuiltImage> {
+    build_with(guest_files(guest)?, config, out)
+}
+
+/// Builds the image with these files of a guest. `config` is not checked.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(
+    guest: Option<GuestFiles>,
+    config: Option<&str>,
+    out: Option<&Path>,
+) -> Result<BuiltImage> {
     setup::ensure(&[Group::FirmwareToolchain])?;
-    let guest = guest_files(guest)?;
     let pins: Vec<_> = guest.iter().map(GuestFiles::pin).collect();
     let firmware = firmware::build(&pins)?;
     let out = match out {

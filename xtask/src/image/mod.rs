@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use outpost_image_format::{Digest, KERNEL, Partition, Pin, RAMDISK, Slot, SlotWriter};
 
-pub use command::{Args, build, run};
+pub use command::{Args, build, build_with, human, run};
 pub use disk::{Disk, DiskImage};
 pub use sparse::Sparse;
 
@@ -97,6 +97,15 @@ pub fn with_config(base: &Path, config: &str, out: &Path, disk_bytes: Option<u64
     let mut disk = Disk::open(copy.file())?;
     let mut esp = disk.partition(Partition::Esp)?;
     esp::set_config(&mut esp, config).with_context(|| format!("cannot change {}", out.display()))
+}
+
+/// Copies the image `base` to `out`, on a disk of `disk_bytes` if the image is smaller.
+///
+/// # Errors
+/// When `base` cannot be read or `out` not be written.
+pub fn copy(base: &Path, out: &Path, disk_bytes: Option<u64>) -> Result<()> {
+    let mut copy = sparse::copy(base, out)?;
+    disk_bytes.map_or(Ok(()), |bytes| copy.grow(bytes))
 }
 
 /// Copies the image `base` to `out` with another slot A (`None`: an empty one).

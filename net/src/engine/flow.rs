@@ -22,8 +22,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to answer a SYN-ACK.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long two hosts that have both finished may take to acknowledge it.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the end of a finished stream may take to be decoded (it may have to be fetched again).
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -247,8 +245,7 @@ impl Flow {
             Stage::Asking => Code::Abandoned,
             Stage::Accepting => Code::HostReset,
             Stage::Open if self.peer_finished && !self.decoder.is_complete() => Code::Undecodable,
-            Stage::Open | Stage::Resetting => return None,
-            Stage::Closing => return Some(Next::End(End::Finished)),
+            Stage::Open | Stage::Closing | Stage::Resetting => return None,
         };
         link.tunnel.reset(self.stream, code.into());
         if matches!(self.stage, Stage::Accepting | Stage::Open) {
@@ -301,8 +298,8 @@ impl Flow {
             && self.stream_finished
             && self.finished_to_host
         {
+            // The host may take its time over what waits for it; one that is gone is given up by `tcp`.
             self.stage = Stage::Closing;
-            self.deadline = Some(now + CLOSE_TIMEOUT);
         }
         if self.peer_finished && !self.decoder.is_complete() && self.deadline.is_none() {
             self.deadline = Some(now + DECODE_TIMEOUT);

@@ -55,14 +55,11 @@ impl Engine {
             self.supplant(now, slot);
         }
         if let Some(linger) = self.lingering.get(now, &key) {
-            if port == Port::Wan {
-                self.counters.drops.shadowed += 1;
-                return true;
-            }
-            if segment.opens() {
+            // Who begins anew, or says that it knows of no connection either, is let through.
+            if segment.opens() || segment.rst {
                 self.lingering.remove(&key);
-            } else {
-                self.answer_late(&key, linger, segment);
+            } else if port != Port::Wan {
+                self.answer_late(linger, segment);
                 return true;
             }
         }
@@ -138,11 +135,8 @@ impl Engine {
         }
     }
 
-    fn answer_late(&mut self, key: &FlowKey, linger: Linger, segment: &Segment<'_>) {
+    fn answer_late(&mut self, linger: Linger, segment: &Segment<'_>) {
         self.counters.drops.late += 1;
-        if segment.rst {
-            self.lingering.remove(key);
-        }
         if let Some(answer) = linger.answer_to(segment) {
             self.outbox
                 .push(linger.way.ports, wire::TCP_ANSWER_FRAME, |frame| {

@@ -142,6 +142,8 @@ pub struct Host {
     pub connections: Vec<Connection>,
     /// Source and destination port of packets that an ICMP error was received about.
     pub unreachable: Vec<(u16, u16)>,
+    /// Hosts of new connections probe an idle other side so often.
+    pub keep_alive: Option<u64>,
 }
 
 const BUFFER: usize = 200_000;
@@ -166,6 +168,7 @@ impl Host {
             wire,
             connections: vec![],
             unreachable: vec![],
+            keep_alive: None,
         }
     }
 
@@ -178,7 +181,8 @@ impl Host {
         socket
     }
 
-    fn add(&mut self, socket: Socket<'static>, script: Script) -> usize {
+    fn add(&mut self, mut socket: Socket<'static>, script: Script) -> usize {
+        socket.set_keep_alive(self.keep_alive.map(smoltcp::time::Duration::from_millis));
         let handle = self.sockets.add(socket);
         self.connections.push(Connection {
             handle,
@@ -259,9 +263,19 @@ impl Host {
 
     pub fn next_wakeup(&mut self, now: u64) -> Option<u64> {
         let at = Instant::from_micros(now as i64);
-        self.interface
+        let slow_reader = self.connections.iter().any(|connection| {
+            connection.script.read > 0
+                && self
+                    .sockets
+                    .get::<Socket>(connection.handle)
+                    .can_recv()
+        });
+        let reading = slow_reader.then_some(now + 1000);
+        let next = self
+            .interface
             .poll_at(at, &self.sockets)
-            .map(|at| (at.total_micros() as u64).max(now + 50))
+            .map(|at| (at.total_micros() as u64).max(now + 50));
+        [reading, next].into_iter().flatten().min()
     }
 }
 
@@ -316,7 +330,7 @@ fn run(connection: &mut Connection, socket: &mut Socket<'_>) {
 }
 
 fn conclude(connection: &mut Connection, socket: &mut Socket<'_>) {
-    if connection.outcome.is_some() {
+    if connection.outcome.is_some() || socket.can_recv() {
         return;
     }
     match socket.state() {

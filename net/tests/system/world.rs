@@ -10,6 +10,7 @@ use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port, Statistics};
 
 use crate::host::{Connection, Host, Outcome, Script};
+use crate::hostile::{Forge, damage};
 use crate::line::{Line, LineConfig, Random};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +71,8 @@ pub struct World {
     pub capture: Option<Vec<Vec<u8>>>,
     pub store: &'static str,
     pub flow_memory: usize,
+    /// Adds damaged copies of frames that arrive at the boxes, from a seed of their own.
+    pub forge: Option<(Forge, u64)>,
 }
 
 fn index(site: Site) -> usize {
@@ -96,6 +99,7 @@ fn base64(bytes: &[u8; 32]) -> String {
 
 impl World {
     pub fn new(seed: u64, line: LineConfig) -> World {
+        crate::start_log();
         let mut random = Random::new(seed);
         let hosts = [
             Host::new(1, CLIENT, random.number()),
@@ -116,6 +120,7 @@ impl World {
             capture: None,
             store: "16M",
             flow_memory: 64 << 20,
+            forge: None,
         };
         world.power_on(Site::Branch);
         world.power_on(Site::Core);
@@ -244,11 +249,38 @@ impl World {
         }
     }
 
+    /// Lets damaged copies of a frame arrive before it.
+    fn forge(&mut self, site: Site, port: Port, frame: &[u8]) {
+        let Some((forge, seed)) = self.forge else {
+            return;
+        };
+        if (forge == Forge::Lan) != (port == Port::Lan) {
+            return;
+        }
+        let mut random = Random::new(seed);
+        if random.chance(200_000)
+            && let Some(engine) = &mut self.boxes[index(site)]
+        {
+            for _ in 0..1 + random.below(3) {
+                let damaged = damage(&mut random, frame);
+                engine.receive(Instant::from_micros(self.now), port, &damaged);
+            }
+        }
+        self.forge = Some((forge, random.number()));
+    }
+
     fn deliver(&mut self, to: To, frame: Vec<u8>) {
         match to {
-            To::Lan(site) => self.hosts[index(site)].receive(frame),
+            To::Lan(site) => {
+                trace(self.now, "to host", site, &frame);
+                self.hosts[index(site)].receive(frame);
+            }
             To::Box(site, number) => {
+                if number == 0 {
+                    trace(self.now, "from host", site, &frame);
+                }
                 let port = [Port::Lan, Port::Wan, Port::Guest][usize::from(number)];
+                self.forge(site, port, &frame);
                 match &mut self.boxes[index(site)] {
                     Some(engine) => engine.receive(Instant::from_micros(self.now), port, &frame),
                     // The bypass relay.
@@ -378,4 +410,18 @@ impl World {
 pub struct Pair {
     pub client: usize,
     pub server: usize,
+}
+
+/// With `TRACE=port` in the environment, TCP segments from or to that port are printed.
+fn trace(now: u64, what: &str, site: Site, frame: &[u8]) {
+    use smoltcp::wire::{EthernetFrame, Ipv4Packet, TcpPacket};
+    let Some(port) = std::env::var("TRACE").ok().and_then(|port| port.parse::<u16>().ok()) else {
+        return;
+    };
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return };
+    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return };
+    let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else { return };
+    if tcp.src_port() == port || tcp.dst_port() == port {
+        eprintln!("{now} {site:?} {what}: {tcp}");
+    }
 }

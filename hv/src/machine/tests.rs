@@ -1,1 +1,600 @@
+//! The run loop and the exit handlers, with a vCPU that plays a script.
 
+use super::*;
+use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, RFLAGS_TF, Registers};
+use crate::exit::{ExitKind, MemoryAccess, PortAccess};
+use crate::mem::npt::FlushNeeded;
+use crate::platform::test_host::TestHost;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// What the vCPU was told, and what it says.
+#[derive(Default)]
+struct Script {
+    exits: VecDeque<Exit>,
+    registers: Registers,
+    system: System,
+    delivery: Option<Delivery>,
+    injected: Vec<Event>,
+    window: bool,
+    tsc_offset: u64,
+    /// What the tests look at: injections and windows as they were at each entry.
+    entries: Vec<(Option<Event>, bool)>,
+}
+
+#[derive(Clone, Default)]
+struct Player(Rc<RefCell<Script>>, Registers);
+
+impl Vcpu for Player {
+    fn bind(&mut self) -> Result<(), Unavailable> {
+        self.1 = self.0.borrow().registers;
+        Ok(())
+    }
+    fn unbind(&mut self) {
+        self.0.borrow_mut().registers = self.1;
+    }
+    fn enter(&mut self) -> Exit {
+        let mut script = self.0.borrow_mut();
+        let injected = script.injected.pop();
+        let window = script.window;
+        script.entries.push((injected, window));
+        script.exits.pop_front().unwrap_or(Exit::Shutdown)
+    }
+    fn registers(&self) -> &Registers {
+        &self.1
+    }
+    fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.1
+    }
+    fn system(&self) -> System {
+        self.0.borrow().system
+    }
+    fn set_system(&mut self, system: &System) {
+        self.0.borrow_mut().system = *system;
+    }
+    fn next_rip(&self) -> Option<u64> {
+        None
+    }
+    fn retire(&mut self, rip: u64) {
+        self.1.rip = rip;
+    }
+    fn delivery(&self) -> Delivery {
+        let script = self.0.borrow();
+        match script.delivery {
+            Some(delivery) => delivery,
+            None if !script.injected.is_empty() => Delivery::Busy,
+            None if self.1.rflags & RFLAGS_IF == 0 => Delivery::Masked,
+            None => Delivery::Ready,
+        }
+    }
+    fn inject(&mut self, event: Event) {
+        self.0.borrow_mut().injected.push(event);
+    }
+    fn watch_window(&mut self, on: bool) {
+        self.0.borrow_mut().window = on;
+    }
+    fn flush(&mut self, needed: FlushNeeded) {
+        needed.discharge();
+    }
+    fn tsc_offset(&self) -> u64 {
+        self.0.borrow().tsc_offset
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.0.borrow_mut().tsc_offset = offset;
+    }
+    fn set_tsc_aux(&mut self, _: u32) {}
+    fn raw_exit(&self) -> [u64; 3] {
+        [7, 8, 9]
+    }
+}
+
+/// The platform's test host, with a timer that idling waits for.
+#[derive(Default)]
+struct Box0 {
+    inner: TestHost,
+    armed: AtomicU64,
+    idled: AtomicU64,
+    stop: AtomicBool,
+    interrupts: AtomicU64,
+}
+
+impl Host for Box0 {
+    fn now_ns(&self) -> u64 {
+        self.inner.now_ns()
+    }
+    fn tsc_hz(&self) -> u64 {
+        self.inner.tsc_hz()
+    }
+    fn boot_unix_seconds(&self) -> u64 {
+        self.inner.boot_unix_seconds()
+    }
+    fn console_write(&self, bytes: &[u8]) {
+        self.inner.console_write(bytes);
+    }
+    fn console_read(&self) -> Option<u8> {
+        self.inner.console_read()
+    }
+    fn net_transmit(&self, frame: &[u8]) -> bool {
+        self.inner.net_transmit(frame)
+    }
+    fn net_receive(&self, buffer: &mut [u8]) -> Option<usize> {
+        self.inner.net_receive(buffer)
+    }
+    fn entropy(&self, buffer: &mut [u8]) {
+        self.inner.entropy(buffer);
+    }
+    fn arm_timer(&self, deadline_ns: Option<u64>) {
+        self.armed
+            .store(deadline_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+    fn take_interrupts(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+    fn idle(&self) {
+        self.idled.fetch_add(1, Ordering::Relaxed);
+        match self.armed.load(Ordering::Relaxed) {
+            // Nothing would ever wake it: the box stops the guest.
+            u64::MAX => self.stop.store(true, Ordering::Relaxed),
+            deadline => self.inner.set_now(deadline),
+        }
+    }
+    fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+const CODE: u64 = 0x1000;
+
+struct Scene<'h> {
+    machine: Machine<'h>,
+    script: Rc<RefCell<Script>>,
+}
+
+impl<'h> Scene<'h> {
+    /// A guest at `CODE` in real mode, with `code` there, that leaves as `exits` say and then triple-faults.
+    fn new(host: &'h Box0, code: &[u8], exits: &[Exit]) -> Self {
+        let memory = GuestMemory::allocate(2 << 20).unwrap();
+        memory.write(CODE, code).unwrap();
+        let player = Player::default();
+        let script = Rc::clone(&player.0);
+        {
+            let mut script = script.borrow_mut();
+            script.exits = exits.iter().copied().collect();
+            script.registers = Registers {
+                rip: CODE,
+                rflags: RFLAGS_ONE,
+                ..Registers::default()
+            };
+        }
+        let config = MachineConfig {
+            mac: None,
+            debug_exit: true,
+        };
+        let machine = Machine::with_vcpu(&config, memory, host, Box::new(player), ApicMode::X2Apic);
+        Self { machine, script }
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Registers)) {
+        change(&mut self.script.borrow_mut().registers);
+    }
+
+    fn run(&mut self) -> StopReason {
+        self.machine.run().reason
+    }
+
+    fn register(&self, register: Gpr) -> u64 {
+        self.script.borrow().registers.get(register)
+    }
+
+    fn rip(&self) -> u64 {
+        self.script.borrow().registers.rip
+    }
+
+    fn injected(&self) -> Vec<Event> {
+        self.script
+            .borrow()
+            .entries
+            .iter()
+            .filter_map(|(event, _)| *event)
+            .collect()
+    }
+}
+
+fn out(port: u16, width: u8, next_rip: u64) -> Exit {
+    Exit::Port(PortAccess {
+        port,
+        width,
+        write: true,
+        string: false,
+        next_rip,
+    })
+}
+
+fn memory_exit(address: u64) -> MemoryAccess {
+    MemoryAccess {
+        address,
+        write: false,
+        fetch: false,
+        table_walk: false,
+    }
+}
+
+#[test]
+fn ports_reach_their_devices() {
+    let host = Box0::default();
+    let inb = Exit::Port(PortAccess {
+        port: 0x3FD,
+        width: 1,
+        write: false,
+        string: false,
+        next_rip: CODE + 2,
+    });
+    let mut scene = Scene::new(&host, &[], &[inb, out(0x3F8, 1, CODE + 3)]);
+    scene.set(|registers| registers.set(Gpr::Rax, 0x1122_3344_5566_7741));
+    assert_eq!(scene.run(), StopReason::TripleFault);
+    assert_eq!(
+        scene.register(Gpr::Rax),
+        0x1122_3344_5566_7760,
+        "the line status, and the rest as before"
+    );
+    assert_eq!(host.inner.take_console(), [0x60]);
+    assert_eq!(scene.rip(), CODE + 3);
+    // A 32-bit IN clears the upper half.
+    let inl = Exit::Port(PortAccess {
+        port: 0x5000,
+        width: 4,
+        write: false,
+        string: false,
+        next_rip: CODE,
+    });
+    let mut scene = Scene::new(&host, &[], &[inl]);
+    scene.set(|registers| registers.set(Gpr::Rax, u64::MAX));
+    scene.run();
+    assert_eq!(scene.register(Gpr::Rax), 0xFFFF_FFFF);
+}
+
+#[test]
+fn the_guest_ends_itself() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[], &[out(0xF4, 4, CODE)]);
+    scene.set(|registers| registers.set(Gpr::Rax, 5));
+    assert_eq!(scene.run(), StopReason::DebugExit(11));
+    let mut scene = Scene::new(&host, &[], &[out(0xCF9, 1, CODE)]);
+    scene.set(|registers| registers.set(Gpr::Rax, 6));
+    assert_eq!(scene.run(), StopReason::Reset);
+}
+
+#[test]
+fn a_halt_that_nothing_can_end_stops_the_guest() {
+    let host = Box0::default();
+    assert_eq!(
+        Scene::new(&host, &[0xF4], &[Exit::Halt]).run(),
+        StopReason::HaltedForEver
+    );
+    // With interrupts on it sleeps, without entering the guest, until the box wants it to stop.
+    let mut scene = Scene::new(&host, &[0xF4], &[Exit::Halt, Exit::Halt]);
+    scene.set(|registers| registers.rflags |= RFLAGS_IF);
+    assert_eq!(scene.run(), StopReason::Requested);
+    assert_eq!(scene.script.borrow().entries.len(), 1);
+    assert_eq!(scene.rip(), CODE + 1);
+}
+
+/// A guest whose local APIC fires vector 40h after a microsecond; gives what each entry was handed.
+fn with_timer(host: &Box0, then: &[Exit], rflags: u64) -> (StopReason, Vec<(Option<Event>, bool)>) {
+    let mut scene = Scene::new(host, &[0xF4; 16], then);
+    for (msr, value) in [(0x80F, 0x1FF), (0x83E, 0xB), (0x832, 0x40), (0x838, 1000)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    scene.set(|registers| registers.rflags |= rflags);
+    let reason = scene.run();
+    let entries = scene.script.borrow().entries.clone();
+    (reason, entries)
+}
+
+#[test]
+fn a_halted_guest_is_woken_by_its_timer() {
+    let host = Box0::default();
+    let (reason, entries) = with_timer(&host, &[Exit::Halt], RFLAGS_IF);
+    assert_eq!(reason, StopReason::TripleFault);
+    assert_eq!(
+        entries,
+        [(None, false), (Some(Event::Interrupt(0x40)), false)]
+    );
+    assert_eq!(
+        (host.idled.load(Ordering::Relaxed), host.now_ns()),
+        (1, 1000)
+    );
+}
+
+#[test]
+fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
+    let host = Box0::default();
+    host.inner.set_now(0);
+    let mut scene = Scene::new(&host, &[], &[Exit::HostInterrupt, Exit::InterruptWindow]);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    host.inner.set_now(1000);
+    scene.script.borrow_mut().delivery = Some(Delivery::Masked);
+    scene.run();
+    let entries = scene.script.borrow().entries.clone();
+    assert_eq!(
+        entries,
+        [(None, true), (None, true), (None, true)],
+        "watched until it can be delivered"
+    );
+    assert_eq!(host.interrupts.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn nothing_is_armed_in_an_interrupt_shadow() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[], &[]);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    host.inner.set_now(1000);
+    scene.machine.platform.service(&scene.machine.memory);
+    scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
+    assert_eq!(
+        scene.machine.deliver(0),
+        Ok(Some(1000 + SHADOW_NS)),
+        "looked at again soon instead"
+    );
+    assert!(!scene.script.borrow().window && scene.script.borrow().injected.is_empty());
+    // When the shadow is over it is still there.
+    scene.script.borrow_mut().delivery = Some(Delivery::Ready);
+    assert_eq!(scene.machine.deliver(0), Ok(None));
+    assert_eq!(scene.script.borrow().injected, [Event::Interrupt(0x40)]);
+}
+
+#[test]
+fn cpuid_and_msrs_answer() {
+    let host = Box0::default();
+    let mut scene = Scene::new(
+        &host,
+        &[0x0F, 0xA2, 0x0F, 0x32],
+        &[Exit::Cpuid, Exit::ReadMsr],
+    );
+    scene.set(|registers| registers.set(Gpr::Rax, 0x4000_0000));
+    scene.run();
+    assert_eq!(
+        scene.register(Gpr::Rbx),
+        u64::from(u32::from_le_bytes(*b"KVMK"))
+    );
+    // RCX was "VMKV" by then: no such MSR.
+    assert_eq!(scene.injected(), [GENERAL_PROTECTION]);
+    assert_eq!(scene.rip(), CODE + 2);
+
+    let mut scene = Scene::new(&host, &[0x0F, 0x32], &[Exit::ReadMsr]);
+    scene.set(|registers| registers.set(Gpr::Rcx, 0x1B));
+    scene.run();
+    assert_eq!(scene.register(Gpr::Rax), 0xFEE0_0D00);
+    assert_eq!(scene.rip(), CODE + 2);
+}
+
+#[test]
+fn the_paravirtual_clock_is_published() {
+    let host = Box0::default();
+    host.inner.set_now(5_000);
+    let mut scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0x4B56_4D01);
+        registers.set(Gpr::Rax, 0x8001);
+    });
+    scene.run();
+    let memory = scene.machine.memory();
+    assert_eq!(memory.read_u32(0x8000), Ok(2));
+    assert_eq!(memory.read_u64(0x8010), Ok(5_000));
+    assert_eq!(memory.read_u8(0x801D), Ok(1), "stable");
+    assert_ne!(memory.read_u64(0x8008), Ok(0));
+    // Outside its memory: the guest's own loss.
+    let mut scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0x4B56_4D01);
+        registers.set(Gpr::Rdx, 0xFFFF_FFFF);
+        registers.set(Gpr::Rax, 0xFFFF_FFFD);
+    });
+    assert_eq!(scene.run(), StopReason::TripleFault);
+    assert_eq!(scene.rip(), CODE + 2);
+}
+
+#[test]
+fn efer_is_set_where_the_cpu_has_it() {
+    let host = Box0::default();
+    let mut scene = Scene::new(
+        &host,
+        &[0x0F, 0x30, 0x0F, 0x30],
+        &[Exit::WriteMsr, Exit::WriteMsr],
+    );
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0xC000_0080);
+        registers.set(Gpr::Rax, 0x901);
+    });
+    scene.run();
+    assert_eq!(scene.script.borrow().system.efer, 0x901);
+}
+
+#[test]
+fn device_memory_is_emulated() {
+    let host = Box0::default();
+    // mov eax,[ebx] with 32-bit operand and address in real mode: the I/O APIC's version is behind register 1.
+    let code = [
+        0x67, 0x66, 0xC7, 0x03, 1, 0, 0, 0, 0x67, 0x66, 0x8B, 0x43, 0x10,
+    ];
+    let exits = [0, 0x10].map(|offset| Exit::Memory(memory_exit(0xFEC0_0000 + offset)));
+    let mut scene = Scene::new(&host, &code, &exits);
+    scene.set(|registers| registers.set(Gpr::Rbx, 0xFEC0_0000));
+    scene.run();
+    assert_eq!(scene.register(Gpr::Rax), 0x0017_0020);
+    assert_eq!(scene.rip(), CODE + code.len() as u64);
+    // Where nothing is: ones, counted.
+    let mut scene = Scene::new(&host, &code[8..], &[Exit::Memory(memory_exit(0xE000_0010))]);
+    scene.set(|registers| registers.set(Gpr::Rbx, 0xE000_0000));
+    scene.run();
+    assert_eq!(
+        (scene.register(Gpr::Rax), scene.machine.unclaimed_mmio()),
+        (0xFFFF_FFFF, 1)
+    );
+}
+
+#[test]
+fn memory_exits_that_are_no_device_access_stop_the_guest() {
+    let host = Box0::default();
+    let stop =
+        |code: &[u8], access: MemoryAccess| Scene::new(&host, code, &[Exit::Memory(access)]).run();
+    let far = memory_exit(0xE000_0000);
+    assert_eq!(
+        stop(&[], MemoryAccess { fetch: true, ..far }),
+        StopReason::NoCode(0xE000_0000)
+    );
+    assert_eq!(
+        stop(
+            &[],
+            MemoryAccess {
+                table_walk: true,
+                ..far
+            }
+        ),
+        StopReason::NoTables(0xE000_0000)
+    );
+    assert_eq!(
+        stop(&[], memory_exit(0x1000)),
+        StopReason::NestedFault(0x1000)
+    );
+    let StopReason::UnknownInstruction { address, bytes } = stop(&[0x0F, 0x11, 0x07], far) else {
+        panic!("MOVUPS is not emulated");
+    };
+    assert_eq!(
+        (address, &bytes.as_slice()[..3]),
+        (0xE000_0000, &[0x0F, 0x11, 0x07][..])
+    );
+    let mut busy = Scene::new(&host, &[0x8B, 0x07], &[Exit::Memory(far)]);
+    busy.script.borrow_mut().delivery = Some(Delivery::Busy);
+    assert_eq!(busy.run(), StopReason::NoTables(0xE000_0000));
+}
+
+#[test]
+fn string_ports_are_emulated() {
+    let host = Box0::default();
+    let outsb = Exit::Port(PortAccess {
+        port: 0x3F8,
+        width: 1,
+        write: true,
+        string: true,
+        next_rip: 0,
+    });
+    let mut scene = Scene::new(&host, &[0xF3, 0x6E], &[outsb]);
+    scene.machine.memory().write(0x3000, b"hello\n").unwrap();
+    scene.set(|registers| {
+        registers.set(Gpr::Rdx, 0x3F8);
+        registers.set(Gpr::Rsi, 0x3000);
+        registers.set(Gpr::Rcx, 6);
+    });
+    scene.run();
+    assert_eq!(host.inner.take_console(), b"hello\n");
+    assert_eq!((scene.register(Gpr::Rcx), scene.rip()), (0, CODE + 2));
+}
+
+#[test]
+fn what_the_machine_does_not_have_faults() {
+    let host = Box0::default();
+    let code = [0x0F, 0x09, 0x0F, 0x01, 0xD9];
+    let exits = [
+        Exit::CacheFlush,
+        Exit::Hypercall,
+        Exit::Undefined,
+        Exit::Refused,
+        Exit::Exception(17, Some(0)),
+    ];
+    let mut scene = Scene::new(&host, &code, &exits);
+    scene.run();
+    assert_eq!(
+        scene.injected(),
+        [
+            INVALID_OPCODE,
+            GENERAL_PROTECTION,
+            Event::Exception(17, Some(0))
+        ]
+    );
+    assert_eq!(
+        (scene.register(Gpr::Rax) as i64, scene.rip()),
+        (-1000, CODE + 5)
+    );
+}
+
+#[test]
+fn an_emulated_instruction_is_single_stepped_too() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[0x0F, 0xA2], &[Exit::Cpuid]);
+    scene.set(|registers| registers.rflags |= RFLAGS_TF);
+    scene.run();
+    assert_eq!(scene.injected(), [Event::Exception(1, None)]);
+    assert_eq!(scene.script.borrow().system.dr6 & 1 << 14, 1 << 14);
+}
+
+#[test]
+fn exits_that_are_not_understood_stop_with_evidence() {
+    let host = Box0::default();
+    let raw = [0x7D, 1, 2];
+    let mut scene = Scene::new(&host, &[0xF4], &[Exit::HostInterrupt, Exit::Unknown(raw)]);
+    let stop = scene.machine.run();
+    assert_eq!(stop.reason, StopReason::UnknownExit(raw));
+    assert!(!stop.reason.is_orderly());
+    let text = stop.evidence.to_string();
+    for words in [
+        "rip 0:0x1000",
+        "code f4",
+        "last exit: code 0x7",
+        "host-interrupt",
+        "unknown code 0x7d",
+        "2 exits",
+    ] {
+        assert!(text.contains(words), "{words:?} is not in:\n{text}");
+    }
+    assert_eq!(scene.machine.counters().snapshot().of(ExitKind::Unknown), 1);
+    let refused = Scene::new(
+        &host,
+        &[],
+        &[Exit::BadState("CR0.NW is set without CR0.CD")],
+    )
+    .run();
+    assert_eq!(
+        refused.to_string(),
+        "the guest's CPU state is refused: CR0.NW is set without CR0.CD"
+    );
+}
+
+#[test]
+fn the_only_vcpu_cannot_reset_itself() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[], &[]);
+    scene
+        .machine
+        .platform()
+        .apic_msr_write(0, 0x80F, 0x1FF)
+        .unwrap();
+    // INIT to itself by physical identifier.
+    scene
+        .machine
+        .platform()
+        .apic_msr_write(0, 0x830, 0x4500)
+        .unwrap();
+    assert_eq!(scene.run(), StopReason::SelfInit);
+}

@@ -2,6 +2,7 @@
 
 mod accel;
 mod boot;
+mod emulator_tests;
 mod firmware;
 mod flash;
 mod guest;
@@ -15,6 +16,7 @@ mod qemu;
 mod qmp;
 mod run;
 mod setup;
+mod test;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ enum Command {
     Setup(setup::Args),
     /// Build the disk image, and print its path, size, SHA-256 and what is inside
     BuildImage(image::Args),
+    /// Check formatting and lints, and run the host tests and the emulator tests
+    Test(test::Args),
     /// Boot one box in QEMU, with its console in this terminal
     Boot(boot::Args),
     /// Write an image to a stick or disk, and verify it
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
     let result = process::catch_signals().and_then(|()| match arguments.command {
         Command::Setup(arguments) => setup::run(&arguments),
         Command::BuildImage(arguments) => image::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
         Command::Flash(arguments) => flash::run(&arguments),
         Command::Config { command } => keys::config(&command),

@@ -37,3 +37,10 @@ pub fn bytes(total: u64, text: impl Into<Cow<'static, str>>) -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
+
+/// A spinner that says nothing when there is no terminal.
+pub fn quiet_spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}

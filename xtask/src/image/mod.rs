@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use outpost_image_format::{Digest, KERNEL, Partition, Pin, RAMDISK, Slot, SlotWriter};
 
-pub use command::{Args, build, build_with, human, run};
+pub use command::{Args, build, build_with, guest_files, human, run};
 pub use disk::{Disk, DiskImage};
 pub use sparse::Sparse;
 

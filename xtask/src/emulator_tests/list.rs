@@ -1,0 +1,392 @@
+//! The list of tests. Each says what must be seen; what must not be seen is in [`super::boxes`].
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
+
+use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
+use super::{Test, Trial, frames};
+use crate::image;
+
+/// A boot and a little more.
+const SHORT: Duration = Duration::from_secs(180);
+/// A boot and a Linux guest's.
+const LONG: Duration = Duration::from_secs(420);
+
+/// All tests: the long ones first, so that the end is not one of them alone.
+pub const ALL: &[Test] = &[
+    Test {
+        name: "directory",
+        about: "the directory guest starts, answers on the LAN, and its console is a key away",
+        deadline: LONG,
+        run: directory,
+    },
+    Test {
+        name: "forwarding",
+        about: "boots, bridges both ways, answers ARP and ping",
+        deadline: SHORT,
+        run: forwarding,
+    },
+    Test {
+        name: "partitions",
+        about: "makes its partitions once, and keeps them",
+        deadline: SHORT,
+        run: partitions,
+    },
+    Test {
+        name: "wrong-digest",
+        about: "a guest that is not the pinned one does not run",
+        deadline: SHORT,
+        run: wrong_digest,
+    },
+    Test {
+        name: "damaged-guest",
+        about: "a guest file with a flipped bit does not run",
+        deadline: SHORT,
+        run: damaged_guest,
+    },
+    Test {
+        name: "cut-short",
+        about: "an image cut short still forwards",
+        deadline: SHORT,
+        run: cut_short,
+    },
+    Test {
+        name: "no-svm",
+        about: "without virtualisation it still forwards",
+        deadline: SHORT,
+        run: no_svm,
+    },
+    Test {
+        name: "one-nic",
+        about: "with one network port it still runs the guest",
+        deadline: SHORT,
+        run: one_nic,
+    },
+    Test {
+        name: "config-unknown-key",
+        about: "an unknown key is named with its line",
+        deadline: SHORT,
+        run: config_unknown_key,
+    },
+    Test {
+        name: "config-bad-prefix",
+        about: "a bad prefix is named with its line",
+        deadline: SHORT,
+        run: config_bad_prefix,
+    },
+    Test {
+        name: "config-missing-key",
+        about: "a missing key is named",
+        deadline: SHORT,
+        run: config_missing_key,
+    },
+    Test {
+        name: "noise",
+        about: "malformed frames on both sides do no harm",
+        deadline: SHORT,
+        run: noise,
+    },
+    Test {
+        name: "probe-hello",
+        about: "CPUID, MSRs and timer are as a guest wants them",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "hello"),
+    },
+    Test {
+        name: "probe-mmio",
+        about: "every form of device access works",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "mmio"),
+    },
+    Test {
+        name: "probe-bad-msr",
+        about: "what must fault in a guest does",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "bad-msr"),
+    },
+    Test {
+        name: "probe-garbage-virtio",
+        about: "garbage in virtio queues stops at the device",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "garbage-virtio"),
+    },
+    Test {
+        name: "probe-exit",
+        about: "a guest may end with a status",
+        deadline: SHORT,
+        run: probe_exit,
+    },
+    Test {
+        name: "probe-triple-fault",
+        about: "a guest that crashes is stopped with evidence",
+        deadline: SHORT,
+        run: probe_triple_fault,
+    },
+    Test {
+        name: "probe-spin",
+        about: "a guest that spins with interrupts off takes nothing from the network",
+        deadline: SHORT,
+        run: probe_spin,
+    },
+    Test {
+        name: "probe-silent",
+        about: "a guest that never starts is noticed",
+        deadline: SHORT,
+        run: probe_silent,
+    },
+];
+
+fn forwarding(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = Setup::new(CONFIG).start(trial)?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(2)?;
+    let order = ["start", "firmware-left", "cpus", "devices", "forwarding"];
+    let times = machine.said(|said| order.map(|name| said.milestone(name)));
+    ensure!(
+        times.iter().all(Option::is_some) && times.is_sorted(),
+        "the milestones are not in order: {order:?} at {times:?} ms"
+    );
+    machine.guest("off")
+}
+
+fn partitions(trial: &mut Trial<'_>) -> Result<()> {
+    let mut first = Setup::new(CONFIG).start(trial)?;
+    first.console("disk: made partitions")?;
+    first.milestone("forwarding")?;
+    let disk = first.unplug();
+    let made = image::contents(&disk)?;
+    for partition in [Partition::Guest, Partition::Store] {
+        let found = made.iter().find(|item| item.what == partition.label());
+        ensure!(
+            found.is_some_and(|item| item.bytes > 0),
+            "the disk has no partition {} after the first boot",
+            partition.label()
+        );
+    }
+    let mut second = Setup::new(CONFIG).start_from(trial, disk, "again")?;
+    second.milestone("forwarding")?;
+    ensure!(
+        second.said(|said| !said
+            .console
+            .iter()
+            .any(|line| line.contains("made partitions"))),
+        "the second boot made partitions again"
+    );
+    Ok(())
+}
+
+fn directory(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    let mut machine = setup.start(trial)?;
+    machine.forwards()?;
+    machine.milestone("guest-init")?;
+    machine.milestone("guest-ready")?;
+    machine.guest("ready")?;
+    machine.answers(GUEST_ADDRESS, "the guest")?;
+    // Ctrl-T, then a line whose answer is not in it.
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(b"echo answer-$((6 * 7))\r")?;
+    machine.console("answer-42")?;
+    machine.type_keys(b"\x14")?;
+    machine.console("the box's console")?;
+    machine.forwards()
+}
+
+/// The box goes on without the guest.
+fn without_guest(mut machine: TestBox, problem: &str) -> Result<()> {
+    machine.problem(problem)?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(1)?;
+    ensure!(
+        machine.said(|said| said.milestone("guest-started").is_none()),
+        "the guest was started all the same"
+    );
+    Ok(())
+}
+
+fn wrong_digest(trial: &mut Trial<'_>) -> Result<()> {
+    // Whole in itself, but another kernel than the one pinned.
+    let mut guest = trial.stage.probe("hello");
+    guest.kernel.push(0);
+    let mut setup = Setup::new(config_with_guest("probe", ""));
+    setup.slot = Some(guest.slot()?);
+    setup.problems = vec!["is not the pinned one".into()];
+    let machine = setup.start(trial)?;
+    without_guest(machine, &Digest::of(&guest.kernel).to_string())
+}
+
+fn damaged_guest(trial: &mut Trial<'_>) -> Result<()> {
+    let mut slot = trial.stage.directory.slot()?;
+    let entry = Slot::parse(&slot)?.manifest().entry(RAMDISK)?.clone();
+    let at = usize::try_from(entry.offset + entry.length / 2)?;
+    *slot
+        .get_mut(at)
+        .context("the slot is shorter than its manifest says")? ^= 0x40;
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(slot);
+    setup.problems = vec!["ramdisk is damaged".into()];
+    let machine = setup.start(trial)?;
+    without_guest(machine, "SHA-256")
+}
+
+fn cut_short(trial: &mut Trial<'_>) -> Result<()> {
+    let slot = trial.stage.directory.slot()?;
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(slot);
+    // In the middle of slot A, as when a copy was broken off.
+    setup.cut = Some(50 << 20);
+    setup.problems = vec![
+        "guest:".into(),
+        "disk".into(),
+        "partition".into(),
+        "slot".into(),
+    ];
+    let mut machine = setup.start(trial)?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.problem("cut short")?;
+    machine.guest("stopped")
+}
+
+fn no_svm(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("probe", ""));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.cpu_features = vec!["svm=off".into()];
+    setup.problems = vec!["no virtualisation extension".into()];
+    let machine = setup.start(trial)?;
+    without_guest(machine, "no virtualisation extension")
+}
+
+fn one_nic(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("probe", "debug_exit = true\n"));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.nics = 1;
+    setup.problems = vec!["only one network port".into()];
+    let mut machine = setup.start(trial)?;
+    machine.problem("only one network port")?;
+    machine.milestone("guest-ready")?;
+    machine.console("probe: hello: passed")?;
+    machine.answers_itself()
+}
+
+/// The box says what is wrong in its configuration, and bridges.
+fn wrong_config(trial: &mut Trial<'_>, config: String, parts: &[&str]) -> Result<()> {
+    let mut setup = Setup::new(config);
+    setup.problems = vec!["outpost.toml".into()];
+    let mut machine = setup.start(trial)?;
+    let problem = machine.problem("outpost.toml")?;
+    for part in parts {
+        ensure!(problem.contains(part), "{part:?} is not in {problem:?}");
+    }
+    machine.forwards()?;
+    machine.goes_on(1)
+}
+
+fn config_unknown_key(trial: &mut Trial<'_>) -> Result<()> {
+    wrong_config(
+        trial,
+        CONFIG.replace(
+            "[management]\n",
+            "[management]\nadress = \"10.77.1.1/16\"\n",
+        ),
+        &["line 5", "adress"],
+    )
+}
+
+fn config_bad_prefix(trial: &mut Trial<'_>) -> Result<()> {
+    let peer = "\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+                endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/33\"]\n";
+    wrong_config(
+        trial,
+        format!("{CONFIG}{peer}"),
+        &["line 11", "10.77.2.0/33"],
+    )
+}
+
+fn config_missing_key(trial: &mut Trial<'_>) -> Result<()> {
+    let config: String = CONFIG
+        .lines()
+        .filter(|line| !line.starts_with("private_key"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    wrong_config(trial, config, &["private_key", "missing"])
+}
+
+fn noise(trial: &mut Trial<'_>) -> Result<()> {
+    let peer = "\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+                endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/24\"]\n";
+    let mut machine = Setup::new(format!("{CONFIG}{peer}")).start(trial)?;
+    machine.forwards()?;
+    for (index, frame) in frames::malformed().iter().enumerate() {
+        machine.lan.send(frame);
+        machine.wan.send(frame);
+        if index % 64 == 0 {
+            // So that the box has read what came before, and its rings do not just overflow.
+            machine.answers_itself()?;
+        }
+    }
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(2)
+}
+
+/// Starts a box with the probe in this mode.
+fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
+    let mut setup = Setup::new(config_with_guest("probe", "debug_exit = true\n"));
+    setup.slot = Some(trial.stage.probe(mode).slot()?);
+    setup.problems = problems.iter().map(|&part| part.to_owned()).collect();
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-started")?;
+    Ok(machine)
+}
+
+/// The probe ends with "passed" and status 0, and the network goes on.
+fn probe_passes(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
+    let mut machine = probe(trial, mode, &[])?;
+    machine.console(&format!("probe: {mode}: passed"))?;
+    machine.guest("ended with status 0")?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+fn probe_exit(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "exit 42", &[])?;
+    machine.guest("ended with status 42")?;
+    machine.forwards()
+}
+
+fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "triple-fault", &["triple fault"])?;
+    machine.problem("triple fault")?;
+    // It is started again, with back-off, and the rest goes on meanwhile.
+    machine.console("starts again in")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(2)
+}
+
+fn probe_spin(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "spin", &[])?;
+    machine.console("spinning with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(3)?;
+    machine.forwards()
+}
+
+fn probe_silent(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "silent", &["halted with interrupts off"])?;
+    machine.problem("halted with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    ensure!(
+        machine.said(|said| said.milestone("guest-init").is_none()),
+        "a guest that says nothing was taken to have started"
+    );
+    Ok(())
+}

@@ -64,6 +64,9 @@ impl Engine {
             Ok(false) => {}
             Ok(true) => {
                 for slot in self.awaiting_control.drain(..) {
+                    if let Some(flow) = self.flows.get_mut(slot) {
+                        flow.is_listed = false;
+                    }
                     self.flows.wake(slot);
                 }
             }

@@ -26,7 +26,7 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes moved each way before another flow has its turn.
-const TURN: usize = 256 * 1024;
+const TURN: usize = 64 * 1024;
 
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub struct Flow {
     finished_to_host: bool,
     /// The encoder takes nothing before the peer has confirmed more.
     needs_credit: bool,
+    /// The engine knows that the flow awaits a control message.
+    pub is_listed: bool,
     /// Payload bytes taken from the host.
     pub from_host: u64,
     /// Payload bytes given to the host.
@@ -148,6 +150,7 @@ impl Flow {
             peer_finished: false,
             finished_to_host: false,
             needs_credit: false,
+            is_listed: false,
             from_host: 0,
             to_host: 0,
         }

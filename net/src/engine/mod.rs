@@ -42,8 +42,10 @@ pub use statistics::{Drops, FlowCounters, PortCounters, Statistics, TunnelView};
 
 /// The longest frame that is bridged, in bytes (a jumbo frame).
 const MAX_FRAME: usize = 9216 + wire::ETHERNET_HEADER + 4;
-/// Frames sent in one [`Engine::poll`], about. More work is left for the next.
-const POLL_FRAMES: usize = 1024;
+/// Frames sent in one [`Engine::poll`] at most (one for several ports may exceed it). More is left for the next.
+const POLL_FRAMES: usize = 256;
+/// Payload bytes of flows moved in one [`Engine::poll`], about: encoding and decoding them is most of the work.
+const POLL_BYTES: u64 = 256 * 1024;
 /// Turns of flows between two looks at the tunnel.
 const TURNS: usize = 32;
 
@@ -56,7 +58,8 @@ pub struct EngineParts {
     pub seed: [u8; 32],
     /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes.
     pub store_memory: usize,
-    /// Memory for flows (buffers towards the hosts), in bytes. A flow takes 48 KiB to 528 KiB.
+    /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 64 KiB to 544 KiB of it. The tunnel's buffers
+    /// take at most half as much again.
     pub flow_memory: usize,
 }
 
@@ -104,8 +107,12 @@ impl Engine {
                 Role::Branch => Some(peer.endpoint?),
                 Role::Core => None,
             };
+            let mut tunnel = TunnelConfig::new(config.private_key.0, peer.public_key.0);
+            let buffers = u32::try_from(parts.flow_memory / 4).unwrap_or(u32::MAX);
+            tunnel.receive_memory = tunnel.receive_memory.min(buffers);
+            tunnel.send_memory = tunnel.send_memory.min(buffers);
             Some(Ends {
-                config: TunnelConfig::new(config.private_key.0, peer.public_key.0),
+                config: tunnel,
                 endpoint: endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),
             })
         });
@@ -200,7 +207,8 @@ impl Engine {
             self.counters.syns_unanswered += 1;
             self.complain(now, &complaint);
         }
-        let mut sent = self.emit(emit);
+        let mut sent = self.emit(POLL_FRAMES, emit);
+        let moved_before = self.bytes_moved();
         // The tunnel's events first, always: a stream that the peer has reset must not be read as if it had finished.
         self.handle_tunnel(now);
         self.flows.wake_due(now);
@@ -211,19 +219,27 @@ impl Engine {
             }
             let datagrams = self.transmit(now);
             self.handle_tunnel(now);
-            sent += self.emit(emit);
-            if (flows == 0 && datagrams == 0) || sent >= POLL_FRAMES {
+            sent += self.emit(POLL_FRAMES.saturating_sub(sent), emit);
+            let idle = flows == 0 && datagrams == 0;
+            if idle || sent >= POLL_FRAMES || self.bytes_moved() - moved_before >= POLL_BYTES {
+                self.keep_polling |= !idle;
                 break;
             }
         }
-        self.keep_polling |=
-            self.flows.has_ready() || !self.outbox.is_empty() || sent >= POLL_FRAMES;
+        self.keep_polling |= self.flows.has_ready() || !self.outbox.is_empty();
     }
 
-    /// Hands the waiting frames over; gives how many they were.
-    fn emit(&mut self, emit: &mut dyn FnMut(Port, &[u8])) -> usize {
+    /// Payload bytes that flows have moved, both ways.
+    fn bytes_moved(&self) -> u64 {
+        self.counters.flows.from_hosts + self.counters.flows.to_hosts
+    }
+
+    /// Hands at most `most` waiting frames over; gives how many they were.
+    fn emit(&mut self, most: usize, emit: &mut dyn FnMut(Port, &[u8])) -> usize {
         let mut sent = 0;
-        while let Some((ports, frame)) = self.outbox.pop() {
+        while sent < most
+            && let Some((ports, frame)) = self.outbox.pop()
+        {
             for port in ports.iter() {
                 let counters = self.counters.port_mut(port);
                 counters.tx_frames += 1;
@@ -257,7 +273,8 @@ impl Engine {
                     self.flows.wake(slot);
                 }
                 Next::Wait(timer) => {
-                    if flow.awaits_control() {
+                    if flow.awaits_control() && !flow.is_listed {
+                        flow.is_listed = true;
                         self.awaiting_control.push(slot);
                     }
                     self.flows.put_back(slot, flow, timer);

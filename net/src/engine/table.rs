@@ -39,8 +39,8 @@ pub struct FlowTable {
 /// Sizes of a flow's buffers (each way) in bytes, by how much of the memory for flows is used: roomy while there is
 /// plenty, small when many connections share it.
 const BUFFERS: [(usize, usize); 3] = [(50, 256 * 1024), (80, 64 * 1024), (100, 16 * 1024)];
-/// What a flow takes beside its buffers, roughly, in bytes: coders and sockets.
-const OVERHEAD: usize = 16 * 1024;
+/// What a flow takes beside its buffers, in bytes: sockets, and coders while they are not in the middle of a large block.
+const OVERHEAD: usize = 32 * 1024;
 
 impl FlowTable {
     /// A table whose flows hold at most `memory_limit` bytes together.

@@ -7,9 +7,9 @@ use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Packet,
-    Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr,
-    TcpSeqNumber,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    Icmpv4Packet, Icmpv4Repr, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket,
+    TcpRepr, TcpSeqNumber,
 };
 
 const BOX: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -72,7 +72,10 @@ impl Bench {
 
     fn ports(&mut self, port: Port, frame: &[u8]) -> Vec<Port> {
         let out = self.pass(port, frame);
-        assert!(out.iter().all(|(_, copy)| copy == frame), "changed on the way");
+        assert!(
+            out.iter().all(|(_, copy)| copy == frame),
+            "changed on the way"
+        );
         out.into_iter().map(|(port, _)| port).collect()
     }
 }
@@ -174,11 +177,17 @@ fn known_stations_get_their_frames_alone() {
         [Port::Wan]
     );
     assert_eq!(
-        bench.ports(Port::Guest, &ethernet(A, [2, 0, 0, 0, 1, 9], 0x86dd, &[0; 46])),
+        bench.ports(
+            Port::Guest,
+            &ethernet(A, [2, 0, 0, 0, 1, 9], 0x86dd, &[0; 46])
+        ),
         [Port::Lan]
     );
     // Not back to where it came from.
-    assert_eq!(bench.ports(Port::Wan, &ethernet(B, A, 0x86dd, &[0; 46])), []);
+    assert_eq!(
+        bench.ports(Port::Wan, &ethernet(B, A, 0x86dd, &[0; 46])),
+        []
+    );
     assert_eq!(bench.engine.statistics().stations, 3);
 }
 
@@ -188,7 +197,10 @@ fn runts_and_giants_and_the_boxs_own_address_are_dropped() {
     assert_eq!(bench.ports(Port::Lan, &[0; 13]), []);
     assert_eq!(bench.ports(Port::Lan, &[]), []);
     assert_eq!(bench.ports(Port::Lan, &[2; 20_000]), []);
-    assert_eq!(bench.ports(Port::Wan, &ethernet(A, BOX, 0x86dd, &[0; 46])), []);
+    assert_eq!(
+        bench.ports(Port::Wan, &ethernet(A, BOX, 0x86dd, &[0; 46])),
+        []
+    );
     let drops = bench.engine.statistics().drops;
     assert_eq!((drops.bad_length, drops.own_source), (3, 1));
 }
@@ -199,7 +211,10 @@ fn the_box_answers_arp_and_ping_on_every_port() {
         let mut bench = Bench::new();
         let request = arp(ArpOperation::Request, A, A_ADDRESS, BOX_ADDRESS);
         let out = bench.pass(port, &request);
-        let replies: Vec<_> = out.iter().filter(|(_, frame)| frame[6..12] == BOX).collect();
+        let replies: Vec<_> = out
+            .iter()
+            .filter(|(_, frame)| frame[6..12] == BOX)
+            .collect();
         let [(reply_port, reply)] = replies[..] else {
             panic!("{out:?}")
         };
@@ -254,7 +269,9 @@ fn tcp_to_the_box_is_refused_not_ignored() {
 #[test]
 fn each_syn_has_its_reason() {
     let mut bench = Bench::new();
-    let md5 = [19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 1];
+    let md5 = [
+        19, 18, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 1,
+    ];
     let ao = [29, 4, 1, 2];
     let mut damaged = syn(SERVER, &[]);
     damaged[14 + 20 + 16] ^= 1;
@@ -310,7 +327,10 @@ fn a_bridged_syn_that_nothing_answers_is_complained_of_after_five_seconds() {
         assert_eq!(bench.poll(), []);
         bench.now = 5000;
         let out = bench.poll();
-        assert_eq!(bench.engine.statistics().syns_unanswered, u64::from(!answered));
+        assert_eq!(
+            bench.engine.statistics().syns_unanswered,
+            u64::from(!answered)
+        );
         if answered {
             assert_eq!(out, []);
             continue;

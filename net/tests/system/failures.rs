@@ -47,7 +47,10 @@ fn a_refusal_is_mirrored() {
     let client = world.connect_only(81, forever());
     let (outcome, after) = client_sees(&mut world, client, 10);
     assert_eq!(outcome, Some(Outcome::Refused));
-    assert!(after >= CLEAN_RTT && after < Duration::from_secs(2), "{after:?}");
+    assert!(
+        after >= CLEAN_RTT && after < Duration::from_secs(2),
+        "{after:?}"
+    );
     world.run_for(Duration::from_secs(1));
     let flows = world.statistics(Site::Branch).flows;
     assert_eq!((flows.total, flows.refused, flows.open), (1, 1, 0));
@@ -135,7 +138,11 @@ fn syn_frame(world: &World, to: core::net::Ipv4Addr, from_port: u16) -> Vec<u8> 
 #[test]
 fn a_reset_by_the_server_reaches_the_client() {
     for lossy in [false, true] {
-        let line = if lossy { LineConfig::DEFAULT } else { LineConfig::CLEAN };
+        let line = if lossy {
+            LineConfig::DEFAULT
+        } else {
+            LineConfig::CLEAN
+        };
         let mut random = Random::new(4);
         let mut world = World::new(4, line);
         world.wait_up();
@@ -249,7 +256,11 @@ fn a_dead_line_fails_promptly_and_recovers_within_five_seconds() {
     for first_syn_after_down in [0, 1, 2, 3, 4, 6, 30] {
         let mut world = World::new(10, LineConfig::DEFAULT);
         world.wait_up();
-        let warm = world.connect(80, Script::send(vec![]), Script::send(vec![]).close(Close::AfterSending));
+        let warm = world.connect(
+            80,
+            Script::send(vec![]),
+            Script::send(vec![]).close(Close::AfterSending),
+        );
         assert_eq!(world.finish(warm, Duration::from_secs(20)), BOTH_FINISHED);
         world.set_line(false);
         world.run_for(Duration::from_secs(first_syn_after_down));
@@ -257,7 +268,11 @@ fn a_dead_line_fails_promptly_and_recovers_within_five_seconds() {
         let (outcome, after) = client_sees(&mut world, client, 30);
         // After 30 s the client itself has forgotten the server's MAC address, which no box can help.
         if first_syn_after_down < 30 {
-            assert_eq!(outcome, Some(Outcome::Unreachable), "{first_syn_after_down}");
+            assert_eq!(
+                outcome,
+                Some(Outcome::Unreachable),
+                "{first_syn_after_down}"
+            );
             assert!(after < Duration::from_secs(10), "{after:?}");
         }
         world.set_line(true);
@@ -371,12 +386,14 @@ fn a_port_can_be_used_again_at_once() {
     let mut world = World::new(17, LineConfig::CLEAN);
     world.wait_up();
     for round in 0..5_u8 {
-        let server = world
-            .server()
-            .listen(80, Script::send(vec![round; 5000]).close(Close::AfterSending));
-        let client = world
-            .client()
-            .connect(crate::world::SERVER, 80, 45_000, Script::send(vec![round]));
+        let server = world.server().listen(
+            80,
+            Script::send(vec![round; 5000]).close(Close::AfterSending),
+        );
+        let client =
+            world
+                .client()
+                .connect(crate::world::SERVER, 80, 45_000, Script::send(vec![round]));
         let pair = Pair { client, server };
         assert_eq!(
             world.finish(pair, Duration::from_secs(10)),

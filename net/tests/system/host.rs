@@ -230,7 +230,9 @@ impl Host {
         {
             return;
         }
-        let quote = &frame[42..];
+        let Some(quote) = frame.get(42..70) else {
+            return;
+        };
         let port = |at: usize| u16::from_be_bytes([quote[at], quote[at + 1]]);
         let (from, to) = (port(20), port(22));
         self.unreachable.push((from, to));
@@ -264,11 +266,7 @@ impl Host {
     pub fn next_wakeup(&mut self, now: u64) -> Option<u64> {
         let at = Instant::from_micros(now as i64);
         let slow_reader = self.connections.iter().any(|connection| {
-            connection.script.read > 0
-                && self
-                    .sockets
-                    .get::<Socket>(connection.handle)
-                    .can_recv()
+            connection.script.read > 0 && self.sockets.get::<Socket>(connection.handle).can_recv()
         });
         let reading = slow_reader.then_some(now + 1000);
         let next = self

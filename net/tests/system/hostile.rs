@@ -6,7 +6,9 @@ use std::time::Duration;
 use outpost_net::Port;
 use proptest::prelude::*;
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{
+    EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
+};
 
 use crate::host::{Close, Script};
 use crate::line::{LineConfig, Random};
@@ -72,7 +74,7 @@ fn mend_checksums(frame: &mut [u8]) {
     }
 }
 
-fn storm(seed: u64, forge: Forge) {
+fn storm(seed: u64, forge: Forge) -> bool {
     let mut random = Random::new(seed);
     let mut world = World::new(random.number(), LineConfig::CLEAN);
     world.wait_up();
@@ -100,6 +102,7 @@ fn storm(seed: u64, forge: Forge) {
         );
         assert!(world.server_connection(pair).received == up, "SEED={seed}");
     }
+    let survived = world.outcomes(pair) == BOTH_FINISHED;
     // Whatever the storm did to its own connection, the next one works.
     world.forge = None;
     world.run_for(Duration::from_secs(1));
@@ -119,16 +122,22 @@ fn storm(seed: u64, forge: Forge) {
         world.client_connection(pair).received == file,
         "SEED={seed}"
     );
+    survived
 }
 
 #[test]
 fn forgeries_on_the_line_disturb_nothing() {
-    (0..seeds(40)).for_each(|seed| storm(seed, Forge::Line));
+    assert!((0..seeds(40)).all(|seed| storm(seed, Forge::Line)));
 }
 
 #[test]
 fn forgeries_on_the_lan_disturb_only_their_own_connection() {
-    (0..seeds(40)).for_each(|seed| storm(seed, Forge::Lan));
+    // A forged reset or segment with good checksums does harm a connection, as on any LAN: else the storm is too mild.
+    let harmed = (0..seeds(40))
+        .filter(|&seed| !storm(seed, Forge::Lan))
+        .count();
+    assert!(harmed > 0);
+    println!("{harmed} connections harmed");
 }
 
 fn frame() -> impl Strategy<Value = Vec<u8>> {

@@ -4,8 +4,8 @@
 
 mod bridge;
 mod failures;
-mod hostile;
 mod host;
+mod hostile;
 mod line;
 mod transfers;
 mod world;

@@ -92,11 +92,7 @@ fn a_client_that_sends_a_byte_at_a_time_is_not_kept_waiting() {
     let bytes: Vec<u8> = (0..=255).cycle().take(1500).collect();
     let mut slow = Script::send(bytes.clone());
     slow.piece = 1;
-    let pair = world.connect(
-        80,
-        slow,
-        Script::send(vec![]).close(Close::AfterSending),
-    );
+    let pair = world.connect(80, slow, Script::send(vec![]).close(Close::AfterSending));
     world.run_until(Duration::from_secs(5), |world| {
         world.client_connection(pair).sent() >= 10
     });
@@ -197,7 +193,10 @@ fn mixed(seed: u64) {
             world.statistics(Site::Core).flows,
             world.statistics(Site::Branch).drops,
         );
-        assert!(server.received == *up, "SEED={seed} {pair:?}: wrong bytes up");
+        assert!(
+            server.received == *up,
+            "SEED={seed} {pair:?}: wrong bytes up"
+        );
         assert!(
             client.received == *down,
             "SEED={seed} {pair:?}: wrong bytes down"
@@ -314,10 +313,16 @@ fn compressed_files_fill_the_default_line_and_cost_little_more_than_themselves()
     assert_eq!(world.finish(pair, Duration::from_secs(60)), BOTH_FINISHED);
     assert!(world.client_connection(pair).received == file);
     let (bytes, micros) = (world.line_bytes() - before.0, world.now - before.1);
-    println!("{bytes} bytes, {micros} µs: {:?}", world.statistics(Site::Core).tunnel);
+    println!(
+        "{bytes} bytes, {micros} µs: {:?}",
+        world.statistics(Site::Core).tunnel
+    );
     // Plain TCP: 40 bytes of headers and an ACK of 40 each two segments, for each 1,460 bytes.
     let direct = file.len() as u64 * (1500 + 20) / 1460;
-    assert!(bytes * 100 <= direct * 103, "{bytes} bytes; direct {direct}");
+    assert!(
+        bytes * 100 <= direct * 103,
+        "{bytes} bytes; direct {direct}"
+    );
     // 6.4 s is what the line needs for the file alone.
     assert!(micros <= 8_000_000, "{micros} µs");
 }

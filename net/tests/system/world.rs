@@ -258,7 +258,7 @@ impl World {
             return;
         }
         let mut random = Random::new(seed);
-        if random.chance(200_000)
+        if random.chance(600_000)
             && let Some(engine) = &mut self.boxes[index(site)]
         {
             for _ in 0..1 + random.below(3) {
@@ -415,12 +415,21 @@ pub struct Pair {
 /// With `TRACE=port` in the environment, TCP segments from or to that port are printed.
 fn trace(now: u64, what: &str, site: Site, frame: &[u8]) {
     use smoltcp::wire::{EthernetFrame, Ipv4Packet, TcpPacket};
-    let Some(port) = std::env::var("TRACE").ok().and_then(|port| port.parse::<u16>().ok()) else {
+    let Some(port) = std::env::var("TRACE")
+        .ok()
+        .and_then(|port| port.parse::<u16>().ok())
+    else {
         return;
     };
-    let Ok(ethernet) = EthernetFrame::new_checked(frame) else { return };
-    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else { return };
-    let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else { return };
+    let Ok(ethernet) = EthernetFrame::new_checked(frame) else {
+        return;
+    };
+    let Ok(ip) = Ipv4Packet::new_checked(ethernet.payload()) else {
+        return;
+    };
+    let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else {
+        return;
+    };
     if tcp.src_port() == port || tcp.dst_port() == port {
         eprintln!("{now} {site:?} {what}: {tcp}");
     }

@@ -13,7 +13,6 @@ mod probe;
 mod process;
 mod progress;
 mod qemu;
-mod qmp;
 mod run;
 mod setup;
 mod test;

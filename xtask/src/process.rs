@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -228,21 +228,6 @@ impl Process {
         })
     }
 
-    /// What messages call it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The process id, which is the group's as well.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Its standard input, if piped and not yet taken.
-    pub fn take_stdin(&mut self) -> Option<ChildStdin> {
-        self.child.stdin.take()
-    }
-
     /// Its standard output, if piped and not yet taken.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
@@ -301,18 +286,6 @@ impl Process {
                 return Ok(status);
             }
         }
-    }
-
-    /// Asks the group to end (SIGTERM), and kills it after `grace`.
-    pub fn terminate(&mut self, grace: Duration) {
-        if self.status.is_none() {
-            let _ = killpg(group_of(&self.child), Signal::SIGTERM);
-            let deadline = Instant::now() + grace;
-            while matches!(self.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-        }
-        self.kill();
     }
 
     /// Kills the group at once and reaps the child.
@@ -443,13 +416,13 @@ mod tests {
     #[test]
     fn children_survive_the_thread_that_asked_for_them() {
         let mut process = std::thread::spawn(|| {
-            let mut command = command("cat").unwrap();
-            command.stdin(Stdio::piped()).stdout(Stdio::piped());
-            Process::start(command, "cat").unwrap()
+            // It outlasts the thread, which ends at once.
+            let mut command = command("sleep").unwrap();
+            command.arg("0.3");
+            Process::start(command, "sleep").unwrap()
         })
         .join()
         .unwrap();
-        drop(process.take_stdin());
         assert!(process.wait().unwrap().success());
     }
 

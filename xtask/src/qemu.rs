@@ -60,8 +60,6 @@ pub enum Wire {
         /// The socket that the other end of the wire has bound.
         remote: PathBuf,
     },
-    /// A TAP device that exists already.
-    Tap(String),
     /// QEMU's user-mode network: no root needed, for playing.
     User {
         /// The network, as `10.77.0.0/16`.
@@ -120,8 +118,6 @@ pub struct Qemu {
     pub graphics: bool,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
-    /// A control socket for [`crate::qmp::Qmp`].
-    pub qmp: Option<PathBuf>,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -142,7 +138,6 @@ impl Qemu {
             entropy: true,
             graphics: false,
             exit_on_reset: false,
-            qmp: None,
             more: Vec::new(),
         }
     }
@@ -212,15 +207,6 @@ impl Qemu {
                         path_value(remote)?
                     ),
                 ),
-                Wire::Tap(device) => {
-                    add(
-                        "-netdev",
-                        format!(
-                            "tap,id=net{index},script=no,downscript=no,ifname={}",
-                            option_value(device)?
-                        ),
-                    );
-                }
                 Wire::User {
                     network,
                     gateway,
@@ -269,16 +255,6 @@ impl Qemu {
         }
         if self.entropy {
             add("-device", "virtio-rng-pci".to_owned());
-        }
-        if let Some(path) = &self.qmp {
-            add(
-                "-chardev",
-                format!(
-                    "socket,id=qmp,server=on,wait=off,path={}",
-                    path_value(path)?
-                ),
-            );
-            add("-mon", "chardev=qmp,mode=control".to_owned());
         }
         if self.exit_on_reset {
             add("-no-reboot", String::new());

@@ -267,16 +267,21 @@ impl TestBox {
         })
     }
 
-    /// Waits until the guest's state, as last reported, has this text.
+    /// Waits until the guest's state, as last reported, has this text. Fails if the guest stops for another reason.
     ///
     /// # Errors
     /// As [`TestBox::wait_for`].
     pub fn guest(&mut self, part: &str) -> Result<()> {
-        self.wait_for(&format!("the guest to be {part:?}"), |said| {
+        let state = self.wait_for(&format!("the guest to be {part:?}"), |said| {
             said.guest()
-                .is_some_and(|guest| guest.contains(part))
-                .then_some(())
-        })
+                .filter(|guest| guest.contains(part) || guest.starts_with("stopped"))
+                .map(str::to_owned)
+        })?;
+        ensure!(
+            state.contains(part),
+            "the guest should be {part:?} and is {state:?}"
+        );
+        Ok(())
     }
 
     /// Waits until so many more status lines have come: the box goes on.

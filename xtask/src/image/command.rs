@@ -132,6 +132,7 @@ pub fn print(built: &BuiltImage) -> Result<()> {
     println!("{}", built.path.display());
     println!("  size     {} bytes ({})", built.bytes, human(built.bytes));
     println!("  SHA-256  {}", built.digest);
+    println!("  binary   {} bytes", built.efi_bytes);
     println!();
     print!("{}", table(&contents(&built.path)?));
     Ok(())

@@ -108,28 +108,6 @@ pub fn copy(base: &Path, out: &Path, disk_bytes: Option<u64>) -> Result<()> {
     disk_bytes.map_or(Ok(()), |bytes| copy.grow(bytes))
 }
 
-/// Copies the image `base` to `out` with another slot A (`None`: an empty one).
-///
-/// # Errors
-/// As [`with_config`].
-pub fn with_slot(base: &Path, slot: Option<&[u8]>, out: &Path) -> Result<()> {
-    use std::io::Write;
-    let copy = sparse::copy(base, out)?;
-    let mut disk = Disk::open(copy.file())?;
-    let room = disk.partition(Partition::SlotA)?.len();
-    let mut bytes = slot.unwrap_or_default().to_vec();
-    if bytes.len() as u64 > room {
-        bail!(
-            "the slot image has {} bytes; the slot has {room}",
-            bytes.len()
-        );
-    }
-    bytes.resize(usize::try_from(room)?, 0);
-    disk.partition(Partition::SlotA)?
-        .write_all(&bytes)
-        .with_context(|| format!("cannot write {}", out.display()))
-}
-
 /// One line of the table of what is in an image.
 #[derive(Clone, Debug)]
 pub struct Item {

@@ -146,28 +146,6 @@ fn the_same_configuration_gives_the_same_image() {
 }
 
 #[test]
-fn a_slot_is_replaced_or_emptied() {
-    let Example { folder, image } = example();
-    let copy = folder.path().join("copy.img");
-    with_slot(&image, None, &copy).unwrap();
-    assert!(read(&copy, Partition::SlotA).iter().all(|&byte| byte == 0));
-    let other = GuestFiles {
-        name: "probe".into(),
-        ramdisk: None,
-        ..guest()
-    };
-    with_slot(&image, Some(&other.slot().unwrap()), &copy).unwrap();
-    assert_eq!(
-        Slot::parse(&read(&copy, Partition::SlotA))
-            .unwrap()
-            .manifest()
-            .guest,
-        "probe"
-    );
-    assert!(with_slot(&image, Some(&vec![0; 41 << 20]), &copy).is_err());
-}
-
-#[test]
 fn what_is_no_image_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("noise");

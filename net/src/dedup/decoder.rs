@@ -97,7 +97,8 @@ impl Decoder {
     }
 
     /// Takes in at most [`Decoder::room`] bytes from the line, cut anywhere, decodes what can be, and returns how many
-    /// were taken.
+    /// were taken. A few bytes from the line may stand for megabytes: after what is ready has been taken, push again, if
+    /// only nothing, until nothing more gets ready.
     ///
     /// # Errors
     ///

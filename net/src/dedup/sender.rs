@@ -268,13 +268,16 @@ impl<S: Store> Sender<S> {
             let len = sent.range.end - sent.range.start;
             self.pins.remove(&(sent.range.start, id, flow.first));
             flow.first = flow.first.wrapping_add(1);
-            flow.unconfirmed = flow.unconfirmed.saturating_sub(len as usize);
-            self.statistics.unconfirmed_bytes =
-                self.statistics.unconfirmed_bytes.saturating_sub(len);
+            if !flow.closed {
+                flow.unconfirmed = flow.unconfirmed.saturating_sub(len as usize);
+                self.statistics.unconfirmed_bytes =
+                    self.statistics.unconfirmed_bytes.saturating_sub(len);
+            }
             if sent.stores {
                 flow.own.remove(sent.range.clone());
-                self.confirmed.insert(sent.range);
             }
+            // A copy that was fetched again has mended the peer's store.
+            self.confirmed.insert(sent.range);
         }
         self.confirmed.trim_below(self.store.tail());
         if flow.closed && flow.blocks.is_empty() {
@@ -328,6 +331,12 @@ impl<S: Store> Sender<S> {
         let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        // What a closed flow has under way takes no credit from the others.
+        let unconfirmed = core::mem::take(&mut flow.unconfirmed) as u64;
+        self.statistics.unconfirmed_bytes = self
+            .statistics
+            .unconfirmed_bytes
+            .saturating_sub(unconfirmed);
         if flow.blocks.is_empty() {
             self.flows.remove(&id);
             return;
@@ -341,15 +350,13 @@ impl<S: Store> Sender<S> {
         }
     }
 
+    /// Drops what is left of a closed flow.
     fn forget_flow(&mut self, id: FlowId) {
         let Some(flow) = self.flows.remove(&id) else {
             return;
         };
         for (number, sent) in (flow.first..).zip(&flow.blocks) {
             self.pins.remove(&(sent.range.start, id, number));
-            let len = sent.range.end - sent.range.start;
-            self.statistics.unconfirmed_bytes =
-                self.statistics.unconfirmed_bytes.saturating_sub(len);
         }
     }
 
@@ -392,7 +399,7 @@ impl<S: Store> Sender<S> {
         let window = self.peer.map_or(self.store.capacity(), |peer| {
             peer.min(self.store.capacity())
         });
-        self.store.head().saturating_sub(window / 4 * 3)
+        self.store.head().saturating_sub(window / 8 * 5)
     }
 
     /// The positions around `position` that the flow may refer to.
@@ -435,9 +442,15 @@ impl<S: Store> Sender<S> {
 
     /// The log is about to run over an unconfirmed block. An open flow must be able to send it again.
     fn keep_aside(&mut self, id: FlowId, block: u32) {
-        let Some(flow) = self.flows.get_mut(&id).filter(|flow| !flow.closed) else {
+        let Some(flow) = self.flows.get_mut(&id) else {
             return;
         };
+        if flow.closed {
+            // It was closed so long ago that nobody will ask.
+            self.closed.retain(|closed| *closed != id);
+            self.forget_flow(id);
+            return;
+        }
         let Some(index) = block.checked_sub(flow.first) else {
             return;
         };

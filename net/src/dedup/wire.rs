@@ -269,7 +269,7 @@ pub enum Message {
         /// Ranges that the receiver does not have, or no longer trusts.
         lost: Vec<Range<u64>>,
     },
-    /// Sender to receiver: a block's raw bytes.
+    /// Sender to receiver: a block's raw bytes; none when they are gone.
     Answer {
         /// The flow.
         flow: FlowId,
@@ -373,7 +373,7 @@ impl Message {
             5 => {
                 let (flow, block) = (reader.small()?, reader.small()?);
                 let bytes = core::mem::take(&mut reader.0).to_vec();
-                if bytes.is_empty() || bytes.len() > MAX_BLOCK {
+                if bytes.len() > MAX_BLOCK {
                     return Err(Malformed);
                 }
                 Message::Answer { flow, block, bytes }

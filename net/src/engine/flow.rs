@@ -266,7 +266,6 @@ impl Flow {
                 Err(End::NeverOpened(Code::Refused))
             }
             Phase::Open | Phase::TimeWait => {
-                self.tcp.watch();
                 self.queue(&[OPENED]);
                 self.stage = Stage::Open;
                 self.deadline = None;
@@ -445,8 +444,8 @@ impl Flow {
         self.decoder.close(&mut link.receiver);
     }
 
-    /// Whether the connection to the host is over, and how.
-    fn ended(&mut self, link: &mut Link) -> Option<End> {
+    /// Whether the connection to the host is over, and how. If it was reset, so is the stream.
+    pub fn ended(&mut self, link: &mut Link) -> Option<End> {
         if !matches!(self.stage, Stage::Open | Stage::Closing) {
             return None;
         }

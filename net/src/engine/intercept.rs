@@ -94,32 +94,31 @@ impl Engine {
 
     /// Whether a segment begins a new connection in place of the one that has its 4-tuple.
     fn replaces(&mut self, slot: Slot, segment: &Segment<'_>) -> bool {
-        let Some(flow) = self.flows.get_mut(slot) else {
+        let (Some(flow), Some(link)) = (self.flows.get_mut(slot), &mut self.link) else {
             return false;
         };
-        // In any other stage smoltcp does what RFC 5961, section 4.2 asks for: the host is asked whether it means it.
-        segment.opens()
-            && matches!(
-                flow.stage,
-                Stage::Asking | Stage::Closing | Stage::Resetting
-            )
-            && flow.tcp.host_isn() != Some(segment.sequence)
+        if !segment.opens() || flow.tcp.host_isn() == Some(segment.sequence) {
+            return false;
+        }
+        // In any other case smoltcp does what RFC 5961, section 4.2 asks for: the host is asked whether it means it.
+        matches!(
+            flow.stage,
+            Stage::Asking | Stage::Closing | Stage::Resetting
+        ) || flow.ended(link).is_some()
     }
 
     /// Ends a flow whose client has begun anew.
     fn supplant(&mut self, now: Instant, slot: Slot) {
-        let Some(flow) = self.flows.take(slot) else {
+        let (Some(mut flow), Some(link)) = (self.flows.take(slot), &mut self.link) else {
             return;
         };
         let end = match flow.stage {
             Stage::Asking => {
-                if let Some(link) = &mut self.link {
-                    link.tunnel.reset(flow.stream, Code::Abandoned.into());
-                }
+                link.tunnel.reset(flow.stream, Code::Abandoned.into());
                 End::NeverOpened(Code::Abandoned)
             }
             Stage::Resetting => End::Reset,
-            _ => End::Finished,
+            _ => flow.ended(link).unwrap_or(End::Finished),
         };
         let key = flow.key;
         self.conclude(now, *flow, end);

@@ -90,6 +90,9 @@ impl Tcp {
         // What a proxy has read must go on at once.
         socket.set_nagle_enabled(false);
         socket.set_congestion_control(CongestionControl::Reno);
+        // Before the connection begins: later, smoltcp would send a keep-alive at once.
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_timeout(Some(GIVE_UP));
         let mut sockets = SocketSet::new(vec![]);
         let handle = sockets.add(socket);
         Tcp {
@@ -213,14 +216,6 @@ impl Tcp {
     pub fn accept(&mut self) {
         self.withheld = false;
         self.socket().pause_synack(false);
-        self.watch();
-    }
-
-    /// Has the host watched: when it is gone without a word, the connection is reset.
-    pub fn watch(&mut self) {
-        let socket = self.socket();
-        socket.set_keep_alive(Some(KEEP_ALIVE));
-        socket.set_timeout(Some(GIVE_UP));
     }
 
     /// What the connection is doing.

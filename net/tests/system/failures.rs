@@ -405,3 +405,107 @@ fn a_port_can_be_used_again_at_once() {
         world.run_for(Duration::from_secs(11));
     }
 }
+
+#[test]
+fn a_client_may_reset_and_begin_again_from_the_same_port() {
+    for seed in 0..20 {
+        let mut random = Random::new(seed);
+        let mut world = World::new(seed, LineConfig::DEFAULT);
+        world.wait_up();
+        let file = random.bytes(60_000);
+        for round in 0..4 {
+            let last = round == 3;
+            let mut impatient =
+                Script::send(vec![]).close(if last { Close::AfterPeer } else { Close::Never });
+            if !last {
+                impatient.reset_after = Some(random.below(20_000) as usize);
+            }
+            let server = world
+                .server()
+                .listen(80, Script::send(file.clone()).close(Close::AfterSending));
+            let client = world
+                .client()
+                .connect(crate::world::SERVER, 80, 45_000, impatient);
+            let pair = Pair { client, server };
+            world.run_until(Duration::from_secs(20), |world| {
+                world.client_connection(pair).outcome.is_some()
+            });
+            let (outcome, _) = world.outcomes(pair);
+            if last {
+                assert_eq!(outcome, Some(Outcome::Finished), "seed {seed}");
+                assert!(world.client_connection(pair).received == file);
+            } else {
+                assert_eq!(outcome, Some(Outcome::ResetHere), "seed {seed}");
+            }
+            world.run_for(Duration::from_millis(random.below(150)));
+        }
+        world.run_for(Duration::from_secs(5));
+        for site in [Site::Branch, Site::Core] {
+            assert_eq!(world.statistics(site).flows.open, 0, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_gives_up_and_tries_again_takes_the_place_of_its_first_attempt() {
+    let mut world = World::new(18, LineConfig::CLEAN);
+    world.wait_up();
+    // Nobody has this address, so the core is busy looking for it for some seconds.
+    let nobody = core::net::Ipv4Addr::new(10, 77, 2, 98);
+    let frame = syn_frame(&world, nobody, 42_000);
+    let mut again = frame.clone();
+    again[14 + 20 + 7] ^= 0x40;
+    let at = 14 + 20 + 16;
+    let sum = u16::from_be_bytes([again[at], again[at + 1]]);
+    again[at..at + 2].copy_from_slice(&(sum.wrapping_sub(0x40)).to_be_bytes());
+    world.send_to_box(Site::Branch, outpost_net::Port::Lan, frame.clone());
+    world.run_for(Duration::from_millis(100));
+    world.send_to_box(Site::Branch, outpost_net::Port::Lan, frame);
+    world.run_for(Duration::from_millis(100));
+    let flows = world.statistics(Site::Branch).flows;
+    assert_eq!(
+        (flows.total, flows.open),
+        (1, 1),
+        "a SYN sent again is the same"
+    );
+    world.send_to_box(Site::Branch, outpost_net::Port::Lan, again);
+    world.run_for(Duration::from_millis(100));
+    let flows = world.statistics(Site::Branch).flows;
+    assert_eq!((flows.total, flows.open, flows.abandoned), (2, 1, 1));
+    let flows = world.statistics(Site::Core).flows;
+    assert_eq!((flows.total, flows.open), (2, 1));
+    world.run_for(Duration::from_secs(6));
+    assert_eq!(world.client().unreachable, [(42_000, 80)]);
+    for site in [Site::Branch, Site::Core] {
+        assert_eq!(world.statistics(site).flows.open, 0);
+    }
+}
+
+#[test]
+fn a_connection_may_be_bridged_where_one_was_optimised() {
+    let mut world = World::new(19, LineConfig::CLEAN);
+    world.wait_up();
+    let mut random = Random::new(19);
+    let file = random.bytes(100_000);
+    let mut stuck = forever();
+    stuck.reset_after = Some(10_000);
+    let server = world.server().listen(80, Script::send(file.clone()));
+    let client = world
+        .client()
+        .connect(crate::world::SERVER, 80, 45_000, stuck);
+    let first = Pair { client, server };
+    world.finish(first, Duration::from_secs(10));
+    // The branch box goes, the core notices, and the same client port comes over the line in the clear.
+    world.power_off(Site::Branch);
+    world.run_for(Duration::from_secs(4));
+    assert!(!world.statistics(Site::Core).tunnel.up);
+    let server = world
+        .server()
+        .listen(80, Script::send(file.clone()).close(Close::AfterSending));
+    let client = world
+        .client()
+        .connect(crate::world::SERVER, 80, 45_000, Script::send(vec![]));
+    let pair = Pair { client, server };
+    assert_eq!(world.finish(pair, Duration::from_secs(10)), BOTH_FINISHED);
+    assert!(world.client_connection(pair).received == file);
+}

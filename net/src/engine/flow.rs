@@ -74,6 +74,22 @@ pub enum Next {
     End(End),
 }
 
+/// What a flow begins with.
+pub struct Start {
+    /// Addresses and ports.
+    pub key: FlowKey,
+    /// The connection towards the host.
+    pub tcp: Tcp,
+    /// Where its frames go.
+    pub way: Way,
+    /// The stream that carries it.
+    pub stream: StreamId,
+    /// Its first stage.
+    pub stage: Stage,
+    /// Bytes of buffers it holds.
+    pub memory: usize,
+}
+
 /// An intercepted connection.
 pub struct Flow {
     /// Addresses and ports.
@@ -117,16 +133,15 @@ pub struct Flow {
 
 impl Flow {
     /// A flow in its first stage.
-    pub fn new(
-        now: Instant,
-        key: FlowKey,
-        tcp: Tcp,
-        way: Way,
-        stream: StreamId,
-        stage: Stage,
-        memory: usize,
-        link: &mut Link,
-    ) -> Flow {
+    pub fn new(now: Instant, start: Start, link: &mut Link) -> Flow {
+        let Start {
+            key,
+            tcp,
+            way,
+            stream,
+            stage,
+            memory,
+        } = start;
         let deadline = match stage {
             Stage::Asking => Some(now + ANSWER_TIMEOUT),
             Stage::Connecting => Some(now + CONNECT_TIMEOUT),

@@ -5,7 +5,7 @@ use core::net::Ipv4Addr;
 use outpost_config::Role;
 
 use super::Engine;
-use super::flow::{End, Flow, Stage};
+use super::flow::{End, Flow, Stage, Start};
 use super::lingering::Linger;
 use super::message::{self, Code};
 use super::policy::Reason;
@@ -180,7 +180,15 @@ impl Engine {
         };
         let seed = self.random.number();
         let tcp = Tcp::answering(now, segment, buffer, seed, way, &mut self.outbox);
-        let mut flow = Flow::new(now, key, tcp, way, stream, Stage::Asking, memory, link);
+        let start = Start {
+            key,
+            tcp,
+            way,
+            stream,
+            stage: Stage::Asking,
+            memory,
+        };
+        let mut flow = Flow::new(now, start, link);
         flow.quote = Some(segment.quote());
         flow.queue(&message::encode_open(&key));
         self.counters.flows.total += 1;
@@ -217,8 +225,15 @@ impl Engine {
             ports: Ports::NONE,
         };
         let tcp = Tcp::connecting(now, &key, buffer, self.random.number());
-        let stage = Stage::Resolving { hop };
-        let flow = Flow::new(now, key, tcp, way, stream, stage, memory, link);
+        let start = Start {
+            key,
+            tcp,
+            way,
+            stream,
+            stage: Stage::Resolving { hop },
+            memory,
+        };
+        let flow = Flow::new(now, start, link);
         self.counters.flows.total += 1;
         let slot = self.flows.insert(flow);
         self.resolve(now, slot, hop);

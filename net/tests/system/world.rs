@@ -57,10 +57,13 @@ impl Keys {
     }
 }
 
+/// When (µs), in which order, where, and what.
+type Arrival = (u64, u64, To, Vec<u8>);
+
 pub struct World {
     pub now: u64,
     sequence: u64,
-    events: BinaryHeap<Reverse<(u64, u64, To, Vec<u8>)>>,
+    events: BinaryHeap<Reverse<Arrival>>,
     pub boxes: [Option<Engine>; 2],
     pub hosts: [Host; 2],
     /// Towards the core, towards the branch.

@@ -203,7 +203,7 @@ impl Engine {
         stream: crate::tunnel::StreamId,
         key: FlowKey,
     ) -> Result<(), Code> {
-        if self.role != Role::Core || !self.policy.may_connect(*key.client.ip(), *key.server.ip()) {
+        if self.role != Role::Core || !self.policy.may_connect(&key) {
             return Err(Code::NotPermitted);
         }
         if let Some(slot) = self.flows.by_key(&key) {

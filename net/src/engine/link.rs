@@ -114,12 +114,15 @@ impl Link {
         }
     }
 
-    /// Makes a broken tunnel anew.
+    /// Whether the tunnel has to be made anew.
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
+    }
+
+    /// Makes a broken tunnel anew, when it has nothing more to send or to tell.
     pub fn mend(&mut self, random: &mut Random, now: Instant) {
-        if self.is_broken {
-            self.is_broken = false;
-            self.tunnel = self.ends.tunnel(random, now);
-        }
+        self.is_broken = false;
+        self.tunnel = self.ends.tunnel(random, now);
     }
 
     /// The tunnel is up: opens the control stream.

@@ -312,7 +312,13 @@ impl Engine {
                 self.counters.drops.no_route += 1;
             }
         }
-        link.mend(&mut self.random, now);
+        if link.is_broken() {
+            // The old tunnel's last events end its flows.
+            self.handle_tunnel(now);
+            if let Some(link) = &mut self.link {
+                link.mend(&mut self.random, now);
+            }
+        }
         sent
     }
 

@@ -6,7 +6,7 @@ use core::net::Ipv4Addr;
 use outpost_config::{Config, Ipv4Cidr, Role};
 use serde::Serialize;
 
-use crate::wire::{Segment, SynFlaw};
+use crate::wire::{FlowKey, Segment, SynFlaw};
 
 /// What became of a SYN from the LAN or the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,11 +118,11 @@ impl Policy {
         syn.flaw().map(Reason::from)
     }
 
-    /// Whether the core may connect to `server` in the name of `client`: two hosts, and neither of them this box.
-    pub fn may_connect(&self, client: Ipv4Addr, server: Ipv4Addr) -> bool {
-        [client, server]
+    /// Whether the core may connect as `key` says: between two hosts, neither of them this box.
+    pub fn may_connect(&self, key: &FlowKey) -> bool {
+        [key.client, key.server]
             .iter()
-            .all(|&address| is_host(address) && address != self.own)
+            .all(|end| is_host(*end.ip()) && *end.ip() != self.own && end.port() != 0)
     }
 }
 

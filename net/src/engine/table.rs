@@ -168,8 +168,13 @@ impl FlowTable {
     /// Forgets a flow that [`FlowTable::take_ready`] gave or that is in the table.
     pub fn remove(&mut self, slot: Slot, flow: &Flow) {
         self.set_timer(slot, None);
-        self.by_key.remove(&flow.key);
-        self.by_stream.remove(&flow.stream);
+        // Another flow may have the 4-tuple or (over a new tunnel) the stream by now.
+        if self.by_key(&flow.key) == Some(slot) {
+            self.by_key.remove(&flow.key);
+        }
+        if self.by_stream(flow.stream) == Some(slot) {
+            self.by_stream.remove(&flow.stream);
+        }
         self.memory -= flow.memory.min(self.memory);
         // A slot that is still queued is used again only after it has left the queue, else the next flow would seem
         // to be queued already: it is, and simply has its turn.
@@ -202,7 +207,7 @@ impl FlowTable {
 
     /// How many flows there are.
     pub fn len(&self) -> usize {
-        self.by_key.len()
+        self.places.len() - self.free.len()
     }
 
     /// Bytes that the flows hold.

@@ -7,6 +7,7 @@ mod failures;
 mod host;
 mod hostile;
 mod line;
+mod nonsense;
 mod transfers;
 mod world;
 

@@ -82,7 +82,7 @@ fn index(site: Site) -> usize {
     site as usize
 }
 
-fn base64(bytes: &[u8; 32]) -> String {
+pub fn base64(bytes: &[u8; 32]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for chunk in bytes.chunks(3) {

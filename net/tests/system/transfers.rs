@@ -213,7 +213,7 @@ fn mixed(seed: u64) {
 fn many_connections_over_lines_of_all_kinds() {
     match std::env::var("SEED") {
         Ok(seed) => mixed(seed.parse().expect("SEED is a number")),
-        Err(_) => (0..seeds(60)).for_each(mixed),
+        Err(_) => (0..seeds(150)).for_each(mixed),
     }
 }
 

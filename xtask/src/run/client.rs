@@ -36,7 +36,7 @@ impl Fetched {
         match (self.sha256_ok, self.exit) {
             (true, _) => "right bytes".into(),
             (false, Some(0)) => "WRONG BYTES".into(),
-            (false, Some(status)) => format!("curl exit {status}: {}", self.error),
+            (false, Some(status)) => format!("{} (curl exit {status})", self.error),
             (false, None) => "curl was killed".into(),
         }
     }
@@ -63,7 +63,7 @@ impl<'a> Fetch<'a> {
         command.args([
             "--disable",
             "--silent",
-            "--show-error",
+            "--verbose",
             "--noproxy",
             "*",
             "--output",
@@ -125,7 +125,7 @@ impl<'a> Fetch<'a> {
             && hex::encode(digest.finalize()) == self.file.sha256;
         Ok(Fetched {
             exit: status.code(),
-            error: facts["errormsg"].as_str().unwrap_or_default().to_owned(),
+            error: complaint(&report, &facts),
             bytes,
             seconds: facts["time_total"].as_f64().unwrap_or(0.0),
             sha256_ok: status.success() && whole,
@@ -144,6 +144,21 @@ fn parse_report(text: &str) -> Value {
         .rev()
         .find_map(|line| serde_json::from_str(line).ok())
         .unwrap_or(Value::Null)
+}
+
+/// What curl says is wrong. Why a connection did not come about, only its verbose lines tell.
+fn complaint(report: &str, facts: &Value) -> String {
+    let why = |line: &str| {
+        Some(
+            line.strip_prefix("* connect to ")?
+                .split_once(" failed: ")?
+                .1
+                .trim()
+                .to_owned(),
+        )
+    };
+    let message = || facts["errormsg"].as_str().unwrap_or_default().to_owned();
+    report.lines().rev().find_map(why).unwrap_or_else(message)
 }
 
 /// What a search of the directory gave.
@@ -229,6 +244,19 @@ mod tests {
             (Some("reset"), Some(1.5))
         );
         assert!(parse_report("curl: (7) no\n").is_null());
+    }
+
+    #[test]
+    fn the_reason_of_a_failed_connection_is_found() {
+        let facts = serde_json::json!({"errormsg": "Couldn't connect to server"});
+        for from in ["", " from 10.77.1.10 port 41234"] {
+            let report = format!(
+                "*   Trying 10.77.2.10:81...\n* connect to 10.77.2.10 port 81{from} failed: Connection refused\n* Closing"
+            );
+            assert_eq!(complaint(&report, &facts), "Connection refused");
+        }
+        assert_eq!(complaint("* Closing", &facts), "Couldn't connect to server");
+        assert_eq!(complaint("", &Value::Null), "");
     }
 
     #[test]

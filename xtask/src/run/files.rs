@@ -27,17 +27,17 @@ struct Release {
     sha256: &'static str,
 }
 
-/// The kernel's interface in Rust: 13 MB of source.
-const CRATE: &str = "linux-raw-sys";
+/// SQLite's and SQLCipher's source in C: 20 MB.
+const CRATE: &str = "libsqlite3-sys";
 const OLD: Release = Release {
     alias: "old",
-    version: "0.9.4",
-    sha256: "cd945864f07fe9f5371a27ad7b52a172b4b499999f1d97574c9fa68373937e12",
+    version: "0.30.1",
+    sha256: "2e99fb7a497b1e3339bc746195567ed8d3e24945ecd636e3619d20b9de9e9149",
 };
 const NEW: Release = Release {
     alias: "new",
-    version: "0.10.0",
-    sha256: "13d6a630ed4f43c11056af8768c4773df2c43bc780b6d8a46de345c17236c562",
+    version: "0.31.0",
+    sha256: "ad8935b44e7c13394a179a438e0cebba0fe08fe01b54f152e29a93b5cf993fd4",
 };
 
 /// Bytes of noise: some seven seconds of the default line, so that there is time to do something in the middle of it.

@@ -172,6 +172,11 @@ impl Live {
         }
     }
 
+    /// Are lines printed, for want of a panel?
+    pub fn prints(&self) -> bool {
+        self.prints
+    }
+
     /// The state; keep it for a moment only.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

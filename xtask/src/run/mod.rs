@@ -39,7 +39,9 @@ use report::ImageReport;
 use scenario::Scenario;
 use screen::Screen;
 
-/// The client, on the branch's LAN. All addresses are of one network (/16), which the boxes bridge.
+/// The one network, which the boxes bridge.
+const NETWORK: &str = "10.77.0.0/16";
+/// The client, on the branch's LAN.
 const CLIENT: &str = "10.77.1.10";
 /// The branch box's guest.
 const GUEST: &str = "10.77.1.5";
@@ -245,20 +247,19 @@ fn stage(
         Err(error) if error.is::<process::Interrupted>() => return Ok(None),
         other => other?,
     }
-    let hints = hints(scenario.lab, files);
-    {
-        let mut state = live.state();
-        state.over = Some(report.held);
-        state.hints = hints.clone();
-    }
+    live.state().over = Some(report.held);
     live.say(if report.held {
         "everything held"
     } else {
         "something did not hold"
     });
     if !arguments.once {
-        hints.iter().for_each(|hint| live.say(hint.as_str()));
-        live.say("it all stays up until Ctrl-C");
+        let hints = hints(scenario.lab, files);
+        if live.prints() {
+            hints.iter().for_each(|hint| live.say(hint.as_str()));
+            live.say("it all stays up until Ctrl-C");
+        }
+        live.state().hints = hints;
         fulfil(&mut scenario, live, wished)?;
     }
     Ok(Some(report.held))
@@ -305,24 +306,38 @@ fn hints(lab: &Lab, files: &Files) -> Vec<String> {
             .display()
             .to_string()
     };
-    vec![
+    let mut hints = vec![
         format!(
-            "fetch:      {client} curl -o /dev/null {}",
+            "fetch      {client} curl -o /dev/null {}",
             client::url(SERVER, &files.old)
         ),
         format!(
-            "bridged:    {client} curl -o /dev/null {}",
+            "bridged    {client} curl -o /dev/null {}",
             client::url(DIRECT, &files.old)
         ),
-        format!("directory:  {client} ldapsearch -x -H ldap://{GUEST} -b '' -s base +"),
-        format!("boxes:      {client} ping {BRANCH_BOX} (branch), {CORE_BOX} (core)"),
-        format!("server:     {server} tcpdump -ni {}", namespace::CARD),
+        format!("directory  {client} ldapsearch -x -H ldap://{GUEST} -b dc=branch,dc=example"),
         format!(
-            "consoles:   tail -f {} {}",
+            "consoles   tail -f {} {}",
             console(Site::Branch),
             console(Site::Core)
         ),
-    ]
+    ];
+    // These are nice to have, and not installed for the run.
+    for (program, hint) in [
+        (
+            "ping",
+            format!("boxes      {client} ping {BRANCH_BOX} (the core: {CORE_BOX})"),
+        ),
+        (
+            "tcpdump",
+            format!("server     {server} tcpdump -ni {}", namespace::CARD),
+        ),
+    ] {
+        if process::find_program(program).is_some() {
+            hints.push(hint);
+        }
+    }
+    hints
 }
 
 /// Everything but boxes: needs root and the scenario's programs.

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
+use super::NETWORK;
 use crate::process::{self, AtExit};
 
 /// The card's name inside the namespace.
@@ -20,15 +21,14 @@ const DIRECTORY: &str = "/run/netns";
 const PREFIX: &str = "outpost";
 
 /// Kernel settings inside the namespaces, so that a transfer shows the line and not this machine's habits: no IPv6 chatter on the
-/// line, Linux's default congestion control, and no memory of how earlier connections went.
-const SETTINGS: [(&str, &str); 4] = [
+/// line, and no memory of how earlier connections went.
+const SETTINGS: [(&str, &str); 3] = [
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
-    ("net/ipv4/tcp_congestion_control", CONGESTION_CONTROL),
     ("net/ipv4/tcp_no_metrics_save", "1"),
 ];
 
-/// The congestion control of client and server: Linux's default.
+/// The congestion control of client and server: Linux's default, whatever this machine's is.
 pub const CONGESTION_CONTROL: &str = "cubic";
 
 /// A network namespace. Removed, with all that runs in it, when dropped or when the program is forced to end.
@@ -56,6 +56,16 @@ impl Namespace {
         for address in addresses {
             namespace.ip(&["address", "add", address, "dev", CARD])?;
         }
+        // A namespace may not make an algorithm its default that the machine keeps from ordinary users, but a route may ask for it.
+        namespace.ip(&[
+            "route",
+            "replace",
+            NETWORK,
+            "dev",
+            CARD,
+            "congctl",
+            CONGESTION_CONTROL,
+        ])?;
         Ok((namespace, card))
     }
 

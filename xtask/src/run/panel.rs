@@ -85,11 +85,16 @@ fn lan_bytes(snapshot: &Snapshot) -> u64 {
 
 /// Draws everything.
 pub fn draw(state: &State, rates: &Rates, area: Rect, buffer: &mut Buffer) {
-    let [title, sites, middle, bottom, keys] = Layout::vertical([
+    let hints = match state.hints.len() as u16 {
+        0 => 0,
+        lines => lines + 2,
+    };
+    let [title, sites, middle, bottom, reach, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(8),
         Constraint::Length(transfer_rows(state).len() as u16 + 4),
         Constraint::Min(6),
+        Constraint::Length(hints),
         Constraint::Length(1),
     ])
     .areas(area);
@@ -104,25 +109,19 @@ pub fn draw(state: &State, rates: &Rates, area: Rect, buffer: &mut Buffer) {
     draw_line(state, rates, line, buffer);
     draw_box(state, Site::Core, core, buffer);
     draw_transfers(state, middle, buffer);
-    let [checks, right] =
-        Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(bottom);
+    let [checks, log] =
+        Layout::horizontal([Constraint::Fill(8), Constraint::Fill(5)]).areas(bottom);
     draw_checks(state, checks, buffer);
-    match state.over {
-        Some(_) if !state.hints.is_empty() => {
-            let hints = state.hints.len() as u16 + 2;
-            let [log, hint_area] =
-                Layout::vertical([Constraint::Min(3), Constraint::Length(hints)]).areas(right);
-            draw_log(state, log, buffer);
-            let lines: Vec<Line> = state
-                .hints
-                .iter()
-                .map(|hint| Line::raw(hint.as_str()))
-                .collect();
-            Paragraph::new(lines)
-                .block(block(" reach it "))
-                .render(hint_area, buffer);
-        }
-        _ => draw_log(state, right, buffer),
+    draw_log(state, log, buffer);
+    if hints > 0 {
+        let lines: Vec<Line> = state
+            .hints
+            .iter()
+            .map(|hint| Line::raw(hint.as_str()))
+            .collect();
+        Paragraph::new(lines)
+            .block(block(" how to reach each part "))
+            .render(reach, buffer);
     }
     draw_keys(state, keys, buffer);
 }
@@ -148,10 +147,16 @@ fn draw_title(state: &State, area: Rect, buffer: &mut Buffer) {
             None => Span::styled("setting up", BUSY),
         },
     };
+    // The step that goes on counts.
     let done = state
         .steps
         .iter()
-        .filter(|step| matches!(step.progress, Progress::Held | Progress::Failed))
+        .filter(|step| {
+            matches!(
+                step.progress,
+                Progress::Held | Progress::Failed | Progress::Running
+            )
+        })
         .count();
     let line = Line::from(vec![
         Span::styled(" Outpost ", BOLD.add_modifier(Modifier::REVERSED)),
@@ -342,7 +347,13 @@ fn transfer_rows(state: &State) -> Vec<Row<'static>> {
         .take(10)
         .rev()
         .map(|transfer| {
-            let rate = transfer.bytes as f64 * 8.0 / 1e6 / transfer.seconds.max(0.001);
+            let rate = match transfer.sha256_ok {
+                true => format!(
+                    "{:.1} Mbit/s",
+                    transfer.bytes as f64 * 8.0 / 1e6 / transfer.seconds.max(0.001)
+                ),
+                false => "–".to_owned(),
+            };
             let right = if transfer.sha256_ok {
                 Span::styled("✓", GOOD)
             } else {
@@ -354,7 +365,7 @@ fn transfer_rows(state: &State) -> Vec<Row<'static>> {
                 Line::styled(human(transfer.wan_bytes), WAN).right_aligned(),
                 Line::raw(percent(transfer.wan_bytes, transfer.bytes)).right_aligned(),
                 Line::raw(format!("{:.1} s", transfer.seconds)).right_aligned(),
-                Line::styled(format!("{rate:.1} Mbit/s"), LAN).right_aligned(),
+                Line::styled(rate, LAN).right_aligned(),
                 Line::from(right),
             ])
         })

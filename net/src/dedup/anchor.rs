@@ -11,6 +11,9 @@ use chacha20::rand_core::{Rng, SeedableRng};
 /// Bytes that a fingerprint covers.
 pub const WINDOW: usize = 32;
 
+/// The least distance of two anchors.
+const SPACING: usize = 8;
+
 /// Entries of one bucket: the newest place of a fingerprint may be one that its flow may not refer to yet.
 const WAYS: usize = 4;
 
@@ -30,11 +33,13 @@ pub struct Rolling {
     filled: usize,
 }
 
-impl Rolling {
-    /// The fingerprint of the last [`WINDOW`] bytes; `None` before there were as many.
-    pub fn full(&self) -> Option<u64> {
-        (self.filled >= WINDOW).then_some(self.hash)
-    }
+/// A sampled window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// The index after the window's last byte.
+    pub at: usize,
+    /// The window's hash.
+    pub fingerprint: u64,
 }
 
 impl Roller {
@@ -51,30 +56,55 @@ impl Roller {
         }
     }
 
-    /// Rolls over `bytes` from `at` on, until a window that counts: a sampled one, or the first full one since the
-    /// rolling started. Returns the index after that window's last byte, or `None` at the end of `bytes`.
-    #[inline]
-    pub fn next(&self, rolling: &mut Rolling, bytes: &[u8], at: usize) -> Option<usize> {
-        let mut at = at;
-        while rolling.filled < WINDOW {
-            let byte = *bytes.get(at)?;
-            rolling.hash = (rolling.hash << 2).wrapping_add(self.gear[usize::from(byte)]);
-            rolling.filled += 1;
-            at += 1;
-            if rolling.filled == WINDOW {
-                return Some(at);
-            }
+    /// The fingerprint of the first [`WINDOW`] bytes of `bytes`, if there are as many.
+    pub fn fingerprint(&self, bytes: &[u8]) -> Option<u64> {
+        let window = bytes.get(..WINDOW)?;
+        Some(window.iter().fold(0, |hash, byte| self.rolled(hash, *byte)))
+    }
+
+    #[inline(always)]
+    fn rolled(&self, hash: u64, byte: u8) -> u64 {
+        (hash << 2).wrapping_add(self.gear[usize::from(byte)])
+    }
+
+    /// Rolls on over `bytes`, the first of which has the index `base`, and appends the sampled windows to `anchors`. Of
+    /// windows closer together than [`SPACING`], as runs of one byte have them, only the first is taken.
+    pub fn sample(
+        &self,
+        rolling: &mut Rolling,
+        bytes: &[u8],
+        base: usize,
+        anchors: &mut Vec<Anchor>,
+    ) {
+        let start = (WINDOW - rolling.filled.min(WINDOW)).min(bytes.len());
+        let (first, rest) = bytes.split_at(start);
+        let mut hash = first
+            .iter()
+            .fold(rolling.hash, |hash, byte| self.rolled(hash, *byte));
+        rolling.filled += start;
+        let mut free = anchors.last().map_or(0, |last| last.at + SPACING);
+        if start > 0 && rolling.filled == WINDOW && hash < self.sample_below && base + start >= free
+        {
+            anchors.push(Anchor {
+                at: base + start,
+                fingerprint: hash,
+            });
+            free = base + start + SPACING;
         }
-        let mut hash = rolling.hash;
-        for (offset, byte) in bytes.get(at..)?.iter().enumerate() {
-            hash = (hash << 2).wrapping_add(self.gear[usize::from(*byte)]);
+        for (offset, byte) in rest.iter().enumerate() {
+            hash = self.rolled(hash, *byte);
             if hash < self.sample_below {
-                rolling.hash = hash;
-                return Some(at + offset + 1);
+                let at = base + start + offset + 1;
+                if at >= free {
+                    anchors.push(Anchor {
+                        at,
+                        fingerprint: hash,
+                    });
+                    free = at + SPACING;
+                }
             }
         }
         rolling.hash = hash;
-        None
     }
 }
 
@@ -129,10 +159,19 @@ impl AnchorIndex {
         let Some(bucket) = self.buckets.get_mut(bucket) else {
             return;
         };
-        bucket.positions.copy_within(0..WAYS - 1, 1);
-        bucket.tags.copy_within(0..WAYS - 1, 1);
-        bucket.positions[0] = position as u32;
-        bucket.tags[0] = tag;
+        let ([a, b, c, _], [d, e, f, _]) = (bucket.positions, bucket.tags);
+        bucket.positions = [position as u32, a, b, c];
+        bucket.tags = [tag, d, e, f];
+    }
+
+    /// Reads what lookups of `anchors` will need, so that they do not wait for memory one after the other.
+    pub fn touch(&self, anchors: &[Anchor]) {
+        let mut read = 0u32;
+        for anchor in anchors {
+            let (bucket, _) = self.place(anchor.fingerprint);
+            read ^= self.buckets.get(bucket).map_or(0, |it| it.positions[0]);
+        }
+        core::hint::black_box(read);
     }
 
     /// Places where a window with `fingerprint` may have ended, newest first. `head` is the end of the log; places older
@@ -159,12 +198,9 @@ mod tests {
         bytes
     }
 
-    fn samples(roller: &Roller, bytes: &[u8]) -> Vec<(usize, u64)> {
-        let (mut rolling, mut at, mut all) = (Rolling::default(), 0, Vec::new());
-        while let Some(next) = roller.next(&mut rolling, bytes, at) {
-            at = next;
-            all.push((at, rolling.full().expect("full")));
-        }
+    fn samples(roller: &Roller, bytes: &[u8]) -> Vec<Anchor> {
+        let mut all = Vec::new();
+        roller.sample(&mut Rolling::default(), bytes, 0, &mut all);
         all
     }
 
@@ -174,17 +210,22 @@ mod tests {
         let bytes = noise(20_000, 1);
         let all = samples(&roller, &bytes);
         assert!(
-            (900..1600).contains(&all.len()),
+            (600..1400).contains(&all.len()),
             "{} samples of 20000, one in 16 wanted",
             all.len()
         );
+        for anchor in &all {
+            let window = &bytes[anchor.at - WINDOW..anchor.at];
+            assert_eq!(roller.fingerprint(window), Some(anchor.fingerprint));
+        }
         let shifted = samples(&roller, &bytes[777..]);
-        let tail: Vec<_> = all
-            .iter()
-            .filter(|(at, _)| *at > 777 + WINDOW)
-            .map(|(at, hash)| (at - 777, *hash))
-            .collect();
-        assert_eq!(shifted[1..], tail[..]);
+        let same = all.iter().filter(|anchor| {
+            anchor.at > 777 + WINDOW
+                && shifted.iter().any(|other| {
+                    other.at + 777 == anchor.at && other.fingerprint == anchor.fingerprint
+                })
+        });
+        assert!(same.count() + 3 >= shifted.len());
     }
 
     #[test]
@@ -195,17 +236,21 @@ mod tests {
         let (mut rolling, mut pieces, mut end) = (Rolling::default(), Vec::new(), 0);
         for len in (1..90).cycle() {
             let upto = (end + len).min(bytes.len());
-            let mut at = end;
-            while let Some(next) = roller.next(&mut rolling, &bytes[..upto], at) {
-                at = next;
-                pieces.push((at, rolling.full().expect("full")));
-            }
+            roller.sample(&mut rolling, &bytes[end..upto], end, &mut pieces);
             end = upto;
             if end == bytes.len() {
                 break;
             }
         }
         assert_eq!(whole, pieces);
+    }
+
+    #[test]
+    fn a_run_of_one_byte_has_few_anchors() {
+        for byte in 0..=255 {
+            let roller = Roller::new([8; 32], 16);
+            assert!(samples(&roller, &[byte; 1000]).len() <= 1000 / SPACING);
+        }
     }
 
     #[test]

@@ -2,16 +2,14 @@
 
 use alloc::vec::Vec;
 
-use super::anchor::{Rolling, WINDOW};
-use super::codec::{self, FarMatch, Input, Tables};
+use super::codec::{FarMatch, Input, Tables};
 use super::digest::DIGEST_BYTES;
+use super::search::Search;
 use super::sender::Sender;
 use super::statistics::FlowStatistics;
 use super::store::Store;
 use super::wire::{Contiguity, FlowId, Header, Kind, MAX_BLOCK};
 
-/// The shortest run that the anchors' matches are used for.
-const MIN_FAR: usize = WINDOW;
 /// A run at least this long is sent as a copy and not stored again; what is shorter is stored again with its surroundings,
 /// so that the next repeat finds them in one piece.
 const LONG: usize = 32 * 1024;
@@ -35,13 +33,7 @@ pub struct Encoder {
     tables: Tables,
     /// Input that is not sent yet.
     pending: Vec<u8>,
-    /// How much of it has been searched for matches.
-    scanned: usize,
-    rolling: Rolling,
-    /// Matches in `pending`, in order and disjoint.
-    far: Vec<FarMatch>,
-    /// The last match goes on with whatever comes next, as far as it has been compared.
-    live: bool,
+    search: Search,
     /// The run at the start of `pending` goes on from copies already sent, or is long enough for one.
     copying: bool,
     /// Bytes since a short run was last sent as a copy; see [`Encoder::may_copy_short`].
@@ -58,10 +50,7 @@ impl Encoder {
             contiguity: Contiguity::default(),
             tables: Tables::new(),
             pending: Vec::new(),
-            scanned: 0,
-            rolling: Rolling::default(),
-            far: Vec::new(),
-            live: false,
+            search: Search::default(),
             copying: false,
             since_short: LONG,
             statistics: FlowStatistics::default(),
@@ -108,7 +97,7 @@ impl Encoder {
             taken += now;
             sender.statistics.raw_bytes += now as u64;
             self.statistics.raw_bytes += now as u64;
-            self.scan(sender);
+            self.search.advance(sender, self.flow, &self.pending);
             let last = taken == input.len();
             // Without credit nothing more can join a block.
             let flush = (last && flush == Flush::Yes) || self.writable(sender) == 0;
@@ -126,93 +115,16 @@ impl Encoder {
         sender.close_flow(self.flow);
     }
 
-    /// Looks for matches in what has not been searched.
-    fn scan<S: Store>(&mut self, sender: &Sender<S>) {
-        while self.scanned < self.pending.len() {
-            if self.live {
-                self.follow(sender);
-                continue;
-            }
-            let Some(at) = sender
-                .roller
-                .next(&mut self.rolling, &self.pending, self.scanned)
-            else {
-                self.scanned = self.pending.len();
-                return;
-            };
-            self.scanned = at;
-            let Some(fingerprint) = self.rolling.full() else {
-                continue;
-            };
-            if let Some(found) = self.best_match(sender, fingerprint, at) {
-                self.scanned = found.start + found.len;
-                self.live = self.scanned == self.pending.len();
-                self.rolling = Rolling::default();
-                self.far.push(found);
-            }
-        }
-    }
-
-    /// Compares what comes next with what followed last time.
-    fn follow<S: Store>(&mut self, sender: &Sender<S>) {
-        let Some(last) = self.far.last_mut() else {
-            self.live = false;
-            return;
-        };
-        let position = last.source + last.len as u64;
-        let rest = self.pending.get(self.scanned..).unwrap_or(&[]);
-        let len = common_forward(sender, self.flow, position, rest);
-        last.len += len;
-        self.scanned += len;
-        if self.scanned < self.pending.len() {
-            self.live = false;
-            if last.len == 0 {
-                self.far.pop();
-            }
-        }
-    }
-
-    /// The longest match around the window that ends before `at`.
-    fn best_match<S: Store>(
-        &self,
-        sender: &Sender<S>,
-        fingerprint: u64,
-        at: usize,
-    ) -> Option<FarMatch> {
-        let floor = self.far.last().map_or(0, |last| last.start + last.len);
-        let (before, after) = self.pending.split_at_checked(at)?;
-        let before = before.get(floor..)?;
-        let mut best: Option<FarMatch> = None;
-        for position in sender.anchors.candidates(fingerprint, sender.store.head()) {
-            let back = common_backward(sender, self.flow, position, before);
-            if back == 0 {
-                continue;
-            }
-            let len = back + common_forward(sender, self.flow, position, after);
-            if len >= MIN_FAR && best.is_none_or(|best| best.len < len) {
-                best = Some(FarMatch {
-                    start: at - back,
-                    len,
-                    source: position - back as u64,
-                });
-                if len == back + after.len() {
-                    // Nothing can go on for longer.
-                    break;
-                }
-            }
-        }
-        best
-    }
-
     /// Sends what is due.
     fn emit<S: Store>(&mut self, sender: &mut Sender<S>, flush: bool, out: &mut Vec<u8>) {
         loop {
             let long = self
+                .search
                 .far
                 .iter()
                 .position(|found| self.is_copy(sender, found, flush));
             if let Some(index) = long {
-                let Some(found) = self.far.get(index).copied() else {
+                let Some(found) = self.search.far.get(index).copied() else {
                     return;
                 };
                 if found.start > 0 {
@@ -221,10 +133,14 @@ impl Encoder {
                         .saturating_sub(found.start)
                         .min(found.len.saturating_sub(MIN_STORED));
                     self.send_data(sender, found.start + more, out);
-                    self.copying = self.far.first().is_some_and(|first| first.start == 0);
+                    self.copying = self
+                        .search
+                        .far
+                        .first()
+                        .is_some_and(|first| first.start == 0);
                     continue;
                 }
-                let live = self.live && index + 1 == self.far.len();
+                let live = self.search.live && index + 1 == self.search.far.len();
                 if live && !flush && found.len < MAX_BLOCK {
                     self.copying = true;
                     return;
@@ -236,8 +152,8 @@ impl Encoder {
                 return;
             }
             // A run at the end may yet become a long one.
-            let len = match self.far.last() {
-                Some(last) if !flush && self.live && last.start > 0 && last.len < LONG => {
+            let len = match self.search.far.last() {
+                Some(last) if !flush && self.search.live && last.start > 0 && last.len < LONG => {
                     last.start
                 }
                 _ => self.pending.len(),
@@ -262,7 +178,7 @@ impl Encoder {
 
     /// Sends the first `len` bytes of `pending`, which a match covers, as a copy.
     fn send_copy<S: Store>(&mut self, sender: &mut Sender<S>, len: usize, out: &mut Vec<u8>) {
-        let Some(found) = self.far.first().copied() else {
+        let Some(found) = self.search.far.first().copied() else {
             return;
         };
         // The log may have moved on since the match was found.
@@ -270,8 +186,7 @@ impl Encoder {
             .span(self.flow, found.source)
             .is_some_and(|span| found.source + len as u64 <= span.end);
         if !valid {
-            self.far.remove(0);
-            self.live &= !self.far.is_empty();
+            self.search.drop_first();
             self.copying = false;
             self.send_data(sender, len, out);
             return;
@@ -279,7 +194,7 @@ impl Encoder {
         if found.len < LONG && !self.copying {
             self.since_short = 0;
         }
-        self.copying = found.len > len || self.live;
+        self.copying = found.len > len || self.search.live;
         let bytes = self.pending.get(..len).unwrap_or(&[]);
         let digest = sender.digest.digest(bytes);
         let start = out.len();
@@ -358,7 +273,7 @@ impl Encoder {
         }
         out.extend_from_slice(&digest);
         let range = position..position + len as u64;
-        sender.index(range.clone());
+        self.search.index(sender, &self.pending, position, len);
         sender.sent(self.flow, range, true);
         self.copying = false;
         self.sent(sender, len, out.len() - start);
@@ -367,7 +282,7 @@ impl Encoder {
     /// The matches in the first `len` bytes of `pending` that may still be referred to.
     fn usable<S: Store>(&self, sender: &Sender<S>, len: usize) -> Vec<FarMatch> {
         let mut usable = Vec::new();
-        for found in self.far.iter().take_while(|found| found.start < len) {
+        for found in self.search.far.iter().take_while(|found| found.start < len) {
             let clipped = FarMatch {
                 len: found.len.min(len - found.start),
                 ..*found
@@ -398,18 +313,7 @@ impl Encoder {
         self.statistics.wire_bytes += wire as u64;
         self.since_short = self.since_short.saturating_add(len);
         self.pending.drain(..len);
-        self.scanned = self.scanned.saturating_sub(len);
-        // A run that has been sent to its end may still go on: it stays, with no length.
-        let live = self.live.then(|| self.far.len().saturating_sub(1));
-        let mut index = 0;
-        self.far.retain_mut(|found| {
-            let cut = len.saturating_sub(found.start).min(found.len);
-            found.start = found.start.saturating_sub(len);
-            found.source += cut as u64;
-            found.len -= cut;
-            index += 1;
-            found.len > 0 || live == Some(index - 1)
-        });
+        self.search.taken(len);
         if self.pending.is_empty()
             && self.pending.capacity() > 64 * 1024
             && self.statistics.raw_bytes < 1 << 20
@@ -417,61 +321,4 @@ impl Encoder {
             self.pending = Vec::new();
         }
     }
-}
-
-/// How many bytes from `position` on are the first of `bytes`, as far as the flow may refer to them.
-fn common_forward<S: Store>(
-    sender: &Sender<S>,
-    flow: FlowId,
-    position: u64,
-    bytes: &[u8],
-) -> usize {
-    let Some(span) = sender.span(flow, position) else {
-        return 0;
-    };
-    let most = usize::try_from(span.end - position)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
-    let mut len = 0;
-    while len < most {
-        let stored = sender.store.forward(position + len as u64);
-        let wanted = bytes.get(len..most).unwrap_or(&[]);
-        let same = codec::common_prefix(stored, wanted);
-        len += same;
-        if same == 0 || same < stored.len().min(wanted.len()) {
-            break;
-        }
-    }
-    len
-}
-
-/// How many bytes before `position` are the last of `bytes`, as far as the flow may refer to them.
-fn common_backward<S: Store>(
-    sender: &Sender<S>,
-    flow: FlowId,
-    position: u64,
-    bytes: &[u8],
-) -> usize {
-    let Some(span) = position
-        .checked_sub(1)
-        .and_then(|last| sender.span(flow, last))
-    else {
-        return 0;
-    };
-    let most = usize::try_from(position - span.start)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
-    let mut len = 0;
-    while len < most {
-        let stored = sender.store.backward(position - len as u64);
-        let wanted = bytes
-            .get(bytes.len() - most..bytes.len() - len)
-            .unwrap_or(&[]);
-        let same = codec::common_suffix(stored, wanted);
-        len += same;
-        if same == 0 || same < stored.len().min(wanted.len()) {
-            break;
-        }
-    }
-    len
 }

@@ -10,6 +10,7 @@ mod digest;
 mod encoder;
 mod ranges;
 mod receiver;
+mod search;
 mod sender;
 mod statistics;
 mod store;

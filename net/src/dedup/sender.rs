@@ -9,7 +9,7 @@ use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
 
 use super::ControlError;
-use super::anchor::{AnchorIndex, Roller, Rolling};
+use super::anchor::{AnchorIndex, Roller};
 use super::codec::Coder;
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
@@ -487,29 +487,6 @@ impl<S: Store> Sender<S> {
             stores,
             aside: None,
         });
-    }
-
-    /// Puts the anchors of the block at `range` into the index.
-    pub(super) fn index(&mut self, range: Range<u64>) {
-        let bytes = self.store.forward(range.start);
-        let len = usize::try_from(range.end - range.start)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        let Some(bytes) = bytes.get(..len) else {
-            return;
-        };
-        let (mut rolling, mut at, mut last) = (Rolling::default(), 0, None);
-        while let Some(next) = self.roller.next(&mut rolling, bytes, at) {
-            at = next;
-            let Some(fingerprint) = rolling.full() else {
-                continue;
-            };
-            // A run of one byte has one fingerprint all over: its first place is enough.
-            if last != Some(fingerprint) {
-                self.anchors.insert(fingerprint, range.start + at as u64);
-                last = Some(fingerprint);
-            }
-        }
     }
 }
 

@@ -18,6 +18,11 @@ const MIN_REPEAT: usize = 4;
 /// The shortest match found by hash.
 const MIN_NEAR: usize = 5;
 
+/// The shortest gap between two matches of the anchors around which the log is put into the tables.
+const MIN_GAP: usize = 5;
+/// How much of it beyond the gap's own length.
+const AROUND: u64 = 128;
+
 /// Literals, then a match.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sequence {
@@ -91,7 +96,8 @@ impl Dense {
         };
         let bytes = store.forward(from);
         let len = bytes.len().min((wanted.end - from) as usize);
-        for (offset, window) in bytes[..len].windows(8).enumerate() {
+        // Every other place: a match found one byte late is extended backwards.
+        for (offset, window) in bytes[..len].windows(8).enumerate().step_by(2) {
             self.insert(word(window), from + offset as u64);
         }
     }
@@ -191,18 +197,15 @@ pub fn parse<S: Store>(
     for found in far.iter().chain([&end]) {
         // What surrounds the gap on the other side.
         let gap = found.start.saturating_sub(i);
-        if gap > 0 {
+        if gap >= MIN_GAP {
+            let following = after..after + 2 * gap as u64 + AROUND;
             if after > 0 {
-                dense.load(input.store, after..after + 2 * gap as u64 + 512);
+                dense.load(input.store, following.clone());
             }
-            if found.len > 0 {
-                let before = found
-                    .source
-                    .saturating_sub(gap as u64 + 256)
-                    .max(input.store.tail());
-                if !(after > 0 && before >= after && found.source <= after + 2 * gap as u64 + 512) {
-                    dense.load(input.store, before..found.source);
-                }
+            let preceding = found.source.saturating_sub(gap as u64 + AROUND / 2)..found.source;
+            if found.len > 0 && (preceding.start < after || preceding.end > following.end) {
+                let start = preceding.start.max(input.store.tail());
+                dense.load(input.store, start..preceding.end);
             }
         }
         let last = found.start.min(block.len().saturating_sub(8));

@@ -1,0 +1,310 @@
+//! Searches a flow's input for what the peer has: anchors give hints, comparing with the log makes matches of them, and a
+//! match that reaches the end of the input is followed into whatever comes next.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::anchor::{Anchor, Rolling, WINDOW};
+use super::codec::{self, FarMatch};
+use super::sender::Sender;
+use super::store::Store;
+use super::wire::FlowId;
+
+/// The shortest match that anchors make.
+const MIN_FAR: usize = WINDOW;
+/// Bytes that are rolled over before the anchors in them are looked up.
+const STRIDE: usize = 4096;
+/// After a match of this length, the window right behind it is looked up whether it is sampled or not: a run that was stored
+/// next begins there.
+const REMARKABLE: usize = 512;
+
+/// The matches in a flow's pending input. Indices count from its start.
+#[derive(Default)]
+pub struct Search {
+    /// Matches, in order and disjoint.
+    pub far: Vec<FarMatch>,
+    /// The last match goes on with whatever comes next, as far as it has been compared. It may have no length yet.
+    pub live: bool,
+    /// What is before this has been searched.
+    scanned: usize,
+    /// What is before this has been rolled over, or lies in `skipped`.
+    rolled: usize,
+    rolling: Rolling,
+    anchors: Vec<Anchor>,
+    /// How many of the anchors have been looked up.
+    looked_up: usize,
+    /// What was not rolled over because a match covers it.
+    skipped: Vec<Range<usize>>,
+}
+
+impl Search {
+    /// Searches what has come to `pending` since the last time.
+    pub fn advance<S: Store>(&mut self, sender: &Sender<S>, flow: FlowId, pending: &[u8]) {
+        loop {
+            if self.live {
+                self.follow(sender, flow, pending);
+            }
+            if self.scanned >= pending.len() {
+                return;
+            }
+            if self.looked_up == self.anchors.len() && !self.roll(sender, pending) {
+                self.scanned = pending.len();
+                return;
+            }
+            while let Some(anchor) = self.anchors.get(self.looked_up).copied() {
+                self.looked_up += 1;
+                if anchor.at > self.scanned {
+                    self.look_up(sender, flow, pending, anchor);
+                }
+            }
+            if !self.live {
+                self.scanned = self.scanned.max(self.rolled);
+            }
+        }
+    }
+
+    /// Rolls over the next piece; false at the end of the input.
+    fn roll<S: Store>(&mut self, sender: &Sender<S>, pending: &[u8]) -> bool {
+        if self.rolled < self.scanned {
+            self.skipped.push(self.rolled..self.scanned);
+            self.rolled = self.scanned;
+            self.rolling = Rolling::default();
+        }
+        let stop = pending.len().min(self.rolled + STRIDE);
+        let Some(piece) = pending
+            .get(self.rolled..stop)
+            .filter(|piece| !piece.is_empty())
+        else {
+            return false;
+        };
+        sender
+            .roller
+            .sample(&mut self.rolling, piece, self.rolled, &mut self.anchors);
+        if self.rolled == 0
+            && let Some(fingerprint) = sender.roller.fingerprint(piece)
+        {
+            // The start of a flow, or of what follows a copy.
+            let first = self.anchors.get(self.looked_up).map(|anchor| anchor.at);
+            if first != Some(WINDOW) {
+                let anchor = Anchor {
+                    at: WINDOW,
+                    fingerprint,
+                };
+                self.anchors.insert(self.looked_up, anchor);
+            }
+        }
+        self.rolled = stop;
+        let new = self.anchors.get(self.looked_up..).unwrap_or(&[]);
+        sender.anchors.touch(new);
+        true
+    }
+
+    fn look_up<S: Store>(
+        &mut self,
+        sender: &Sender<S>,
+        flow: FlowId,
+        pending: &[u8],
+        anchor: Anchor,
+    ) {
+        let mut anchor = anchor;
+        while let Some(found) = self.best_match(sender, flow, pending, anchor) {
+            self.far.push(found);
+            self.scanned = found.start + found.len;
+            self.live = self.scanned == pending.len();
+            if found.len < REMARKABLE {
+                return;
+            }
+            let behind = pending.get(self.scanned..).unwrap_or(&[]);
+            let Some(fingerprint) = sender.roller.fingerprint(behind) else {
+                return;
+            };
+            anchor = Anchor {
+                at: self.scanned + WINDOW,
+                fingerprint,
+            };
+        }
+    }
+
+    /// Compares what comes next with what followed last time.
+    fn follow<S: Store>(&mut self, sender: &Sender<S>, flow: FlowId, pending: &[u8]) {
+        let Some(last) = self.far.last_mut() else {
+            self.live = false;
+            return;
+        };
+        let rest = pending.get(self.scanned..).unwrap_or(&[]);
+        let position = last.source + last.len as u64;
+        let len = common_forward(sender, flow, position, rest);
+        last.len += len;
+        self.scanned += len;
+        if len < rest.len() {
+            self.live = false;
+            if last.len == 0 {
+                self.far.pop();
+            }
+        }
+    }
+
+    /// The longest match around an anchor.
+    fn best_match<S: Store>(
+        &self,
+        sender: &Sender<S>,
+        flow: FlowId,
+        pending: &[u8],
+        anchor: Anchor,
+    ) -> Option<FarMatch> {
+        let floor = self.far.last().map_or(0, |last| last.start + last.len);
+        let (before, after) = pending.split_at_checked(anchor.at)?;
+        let before = before.get(floor..)?;
+        let mut best: Option<FarMatch> = None;
+        let head = sender.store.head();
+        for position in sender.anchors.candidates(anchor.fingerprint, head) {
+            let back = common_backward(sender, flow, position, before);
+            if back == 0 {
+                continue;
+            }
+            let len = back + common_forward(sender, flow, position, after);
+            if len >= MIN_FAR && best.is_none_or(|best| best.len < len) {
+                best = Some(FarMatch {
+                    start: anchor.at - back,
+                    len,
+                    source: position - back as u64,
+                });
+                if len == back + after.len() {
+                    // Nothing can go on for longer.
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    /// Puts the anchors of the first `len` bytes of `pending`, now stored at `position`, into the index.
+    pub fn index<S: Store>(
+        &mut self,
+        sender: &mut Sender<S>,
+        pending: &[u8],
+        position: u64,
+        len: usize,
+    ) {
+        // A run that begins here is found by its first window.
+        let block = pending.get(..len).unwrap_or(&[]);
+        if let Some(fingerprint) = sender.roller.fingerprint(block) {
+            sender.anchors.insert(fingerprint, position + WINDOW as u64);
+        }
+        let unrolled = self.rolled..self.scanned.max(self.rolled);
+        let mut anchors = Vec::new();
+        for gap in self.skipped.iter().chain([&unrolled]) {
+            // All windows that end in the gap, or reach into it.
+            let start = gap.start.saturating_sub(WINDOW - 1);
+            let end = (gap.end + WINDOW - 1).min(len);
+            if gap.start < end && gap.start < gap.end {
+                let piece = block.get(start..end).unwrap_or(&[]);
+                sender
+                    .roller
+                    .sample(&mut Rolling::default(), piece, start, &mut anchors);
+            }
+        }
+        sender.anchors.touch(&anchors);
+        let rolled = self.anchors.iter().take_while(|anchor| anchor.at <= len);
+        for anchor in rolled.chain(&anchors) {
+            sender
+                .anchors
+                .insert(anchor.fingerprint, position + anchor.at as u64);
+        }
+    }
+
+    /// The first `len` bytes of the input are gone.
+    pub fn taken(&mut self, len: usize) {
+        if self.rolled < len {
+            self.rolling = Rolling::default();
+        }
+        self.rolled = self.rolled.saturating_sub(len);
+        self.scanned = self.scanned.saturating_sub(len);
+        // A run that has been sent to its end may still go on: it stays, with no length.
+        let live = self.live.then(|| self.far.len().saturating_sub(1));
+        let mut index = 0;
+        self.far.retain_mut(|found| {
+            let cut = len.saturating_sub(found.start).min(found.len);
+            found.start = found.start.saturating_sub(len);
+            found.source += cut as u64;
+            found.len -= cut;
+            index += 1;
+            found.len > 0 || live == Some(index - 1)
+        });
+        let gone = self.anchors.partition_point(|anchor| anchor.at <= len);
+        self.anchors.drain(..gone);
+        self.looked_up = self.looked_up.saturating_sub(gone);
+        for anchor in &mut self.anchors {
+            anchor.at -= len;
+        }
+        self.skipped.retain_mut(|gap| {
+            *gap = gap.start.saturating_sub(len)..gap.end.saturating_sub(len);
+            gap.start < gap.end
+        });
+    }
+
+    /// Gives up the first match.
+    pub fn drop_first(&mut self) {
+        if !self.far.is_empty() {
+            self.far.remove(0);
+        }
+        self.live &= !self.far.is_empty();
+    }
+}
+
+/// How many bytes from `position` on are the first of `bytes`, as far as the flow may refer to them.
+fn common_forward<S: Store>(
+    sender: &Sender<S>,
+    flow: FlowId,
+    position: u64,
+    bytes: &[u8],
+) -> usize {
+    let Some(span) = sender.span(flow, position) else {
+        return 0;
+    };
+    let most = usize::try_from(span.end - position)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let mut len = 0;
+    while len < most {
+        let stored = sender.store.forward(position + len as u64);
+        let wanted = bytes.get(len..most).unwrap_or(&[]);
+        let same = codec::common_prefix(stored, wanted);
+        len += same;
+        if same == 0 || same < stored.len().min(wanted.len()) {
+            break;
+        }
+    }
+    len
+}
+
+/// How many bytes before `position` are the last of `bytes`, as far as the flow may refer to them.
+fn common_backward<S: Store>(
+    sender: &Sender<S>,
+    flow: FlowId,
+    position: u64,
+    bytes: &[u8],
+) -> usize {
+    let Some(span) = position
+        .checked_sub(1)
+        .and_then(|last| sender.span(flow, last))
+    else {
+        return 0;
+    };
+    let most = usize::try_from(position - span.start)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let mut len = 0;
+    while len < most {
+        let stored = sender.store.backward(position - len as u64);
+        let wanted = bytes
+            .get(bytes.len() - most..bytes.len() - len)
+            .unwrap_or(&[]);
+        let same = codec::common_suffix(stored, wanted);
+        len += same;
+        if same == 0 || same < stored.len().min(wanted.len()) {
+            break;
+        }
+    }
+    len
+}

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::codec::{FarMatch, Input, Tables};
+use super::codec::{FarMatch, Tables};
 use super::digest::DIGEST_BYTES;
 use super::search::Search;
 use super::sender::Sender;
@@ -228,16 +228,9 @@ impl Encoder {
         let far = self.usable(sender, len);
         let start = out.len();
         // The header needs the body's length: the body is made first and moved.
-        let mut body = Vec::new();
-        let mut coder = core::mem::take(&mut sender.coder);
-        let input = Input {
-            store: &sender.store,
-            position,
-            block: bytes,
-            span: &|position| sender.span(self.flow, position),
-        };
-        let parts = coder.encode(&input, &far, &mut self.tables, &mut body);
-        sender.coder = coder;
+        let mut body = core::mem::take(&mut sender.body);
+        body.clear();
+        let parts = sender.encode(self.flow, position, len, &far, &mut self.tables, &mut body);
         match parts {
             Some(parts) => {
                 self.header(
@@ -271,6 +264,7 @@ impl Encoder {
                 self.statistics.raw_blocks += 1;
             }
         }
+        sender.body = body;
         out.extend_from_slice(&digest);
         let range = position..position + len as u64;
         self.search.index(sender, &self.pending, position, len);
@@ -314,10 +308,7 @@ impl Encoder {
         self.since_short = self.since_short.saturating_add(len);
         self.pending.drain(..len);
         self.search.taken(len);
-        if self.pending.is_empty()
-            && self.pending.capacity() > 64 * 1024
-            && self.statistics.raw_bytes < 1 << 20
-        {
+        if self.pending.is_empty() && self.pending.capacity() > MAX_BLOCK / 2 {
             self.pending = Vec::new();
         }
     }

@@ -10,15 +10,18 @@ use chacha20::rand_core::{Rng, SeedableRng};
 
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
-use super::codec::Coder;
+use super::codec::{Coder, FarMatch, Input, Parts, Tables};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
 use super::store::{RingStore, Store};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
 
-/// Flows that were closed before the peer confirmed their last blocks, and how many of them are remembered.
+/// How many flows are remembered that were closed before the peer confirmed their last blocks.
 const MOST_CLOSED: usize = 1024;
+
+/// Ranges that the record of what the peer has is kept in; of more, the oldest are given up.
+const MOST_RANGES: usize = 16 * 1024;
 
 /// Sizes of a sending side.
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +76,9 @@ pub struct Sender<S: Store = RingStore> {
     pub(super) config: SenderConfig,
     pub(super) roller: Roller,
     pub(super) anchors: AnchorIndex,
-    pub(super) coder: Coder,
+    coder: Coder,
+    /// Room for a block's body.
+    pub(super) body: Vec<u8>,
     pub(super) digest: DigestKey,
     pub(super) statistics: SenderStatistics,
     log: [u8; 16],
@@ -117,6 +122,7 @@ impl<S: Store> Sender<S> {
             roller: Roller::new(key, one_in.max(8)),
             anchors,
             coder: Coder::new(),
+            body: Vec::new(),
             digest: DigestKey::new(key),
             statistics: SenderStatistics::default(),
             log,
@@ -291,6 +297,7 @@ impl<S: Store> Sender<S> {
         for range in lost {
             self.confirmed.remove(range.clone());
         }
+        self.confirmed.keep_newest(MOST_RANGES);
         let Some(flow) = self.flows.get_mut(&id) else {
             if id >= self.next_flow {
                 return Err(ControlError::NeverSent);
@@ -311,6 +318,7 @@ impl<S: Store> Sender<S> {
         for range in lost {
             flow.own.remove(range.clone());
         }
+        flow.own.keep_newest(MOST_RANGES);
         self.statistics.refetches += 1;
         if !self.wanted.contains(&(id, block)) {
             self.wanted.push_back((id, block));
@@ -405,22 +413,28 @@ impl<S: Store> Sender<S> {
     /// The positions around `position` that the flow may refer to.
     pub(super) fn span(&self, id: FlowId, position: u64) -> Option<Range<u64>> {
         let own = self.flows.get(&id).map(|flow| &flow.own);
-        let mut span = match self.confirmed.find(position) {
-            Some(span) => span,
-            None => own?.find(position)?,
+        span(&self.confirmed, own, self.floor(), position)
+    }
+
+    /// Encodes the flow's `len` bytes at `position`, where they lie in one piece; `None` if they do not shrink.
+    pub(super) fn encode(
+        &mut self,
+        id: FlowId,
+        position: u64,
+        len: usize,
+        far: &[FarMatch],
+        tables: &mut Tables,
+        out: &mut Vec<u8>,
+    ) -> Option<Parts> {
+        let own = self.flows.get(&id).map(|flow| &flow.own);
+        let (confirmed, floor) = (&self.confirmed, self.floor());
+        let input = Input {
+            store: &self.store,
+            position,
+            block: self.store.forward(position).get(..len)?,
+            span: &|position| span(confirmed, own, floor, position),
         };
-        if let Some(after) = own.and_then(|own| own.find(span.end)) {
-            span.end = after.end;
-        }
-        if let Some(before) = span
-            .start
-            .checked_sub(1)
-            .and_then(|before| self.confirmed.find(before))
-        {
-            span.start = before.start;
-        }
-        span.start = span.start.max(self.floor());
-        (span.start <= position && position < span.end).then_some(span)
+        self.coder.encode(&input, far, tables, out)
     }
 
     /// Appends a block's bytes to the log, which must have room for them in one piece, and returns their position.
@@ -488,6 +502,28 @@ impl<S: Store> Sender<S> {
             aside: None,
         });
     }
+}
+
+/// The positions around `position` that are confirmed or the flow's own, and not below `floor`.
+fn span(
+    confirmed: &RangeSet,
+    own: Option<&RangeSet>,
+    floor: u64,
+    position: u64,
+) -> Option<Range<u64>> {
+    let mut span = match confirmed.find(position) {
+        Some(span) => span,
+        None => own?.find(position)?,
+    };
+    if let Some(after) = own.and_then(|own| own.find(span.end)) {
+        span.end = after.end;
+    }
+    let last = span.start.checked_sub(1);
+    if let Some(before) = last.and_then(|last| confirmed.find(last)) {
+        span.start = before.start;
+    }
+    span.start = span.start.max(floor);
+    (span.start <= position && position < span.end).then_some(span)
 }
 
 /// The bytes of `range`, if all are in the store's window.

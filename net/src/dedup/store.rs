@@ -49,6 +49,7 @@ impl RingStore {
     }
 
     /// The index of `position`, if it is in the window.
+    #[inline(always)]
     fn index(&self, position: u64) -> Option<usize> {
         if position >= self.head || position < self.tail() {
             return None;
@@ -79,7 +80,7 @@ impl Store for RingStore {
         self.head
     }
 
-    #[inline]
+    #[inline(always)]
     fn forward(&self, position: u64) -> &[u8] {
         let Some(index) = self.index(position) else {
             return &[];

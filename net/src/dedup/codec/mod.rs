@@ -37,9 +37,7 @@ pub struct Parts {
     pub literal: usize,
 }
 
-/// What all encoders of a sending side share: where short strings were seen lately, and room to work in. The default one
-/// only keeps the place of another.
-#[derive(Default)]
+/// What all encoders of a sending side share: where short strings were seen lately, and room to work in.
 pub struct Coder {
     dense: Dense,
     parsed: Parsed,
@@ -64,6 +62,10 @@ impl Coder {
         out: &mut Vec<u8>,
     ) -> Option<Parts> {
         let len = input.block.len();
+        let known: usize = far.iter().map(|found| found.len).sum();
+        if known <= len / 32 && looks_random(input.block) {
+            return None;
+        }
         parse::parse(&mut self.dense, input, far, &mut self.parsed);
         let start = out.len();
         let mut changed = tables.clone();
@@ -87,6 +89,28 @@ impl Coder {
             literal,
         })
     }
+}
+
+/// Whether a sample of the block has no byte more often than chance has it: encrypted or compressed already.
+fn looks_random(block: &[u8]) -> bool {
+    const PIECES: usize = 16;
+    const PIECE: usize = 128;
+    if block.len() < 2 * PIECES * PIECE {
+        return false;
+    }
+    let mut counts = [0u32; 256];
+    for piece in block.chunks(block.len() / PIECES).take(PIECES) {
+        for byte in piece.iter().take(PIECE) {
+            counts[usize::from(*byte)] += 1;
+        }
+    }
+    // Pairs of equal bytes: 1 in 256 by chance. A tenth more is left to the Huffman codes to judge.
+    let pairs: u32 = counts
+        .iter()
+        .map(|count| count * count.saturating_sub(1))
+        .sum();
+    let sampled = (PIECES * PIECE) as u32;
+    pairs < sampled * (sampled - 1) / 256 / 10 * 11
 }
 
 /// Where a decoder finds stored bytes.
@@ -287,4 +311,50 @@ fn word(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(bytes);
     u64::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dedup::tests::simulation::{self, Rng};
+
+    #[test]
+    fn only_what_cannot_shrink_looks_random() {
+        let mut rng = Rng::new(1);
+        let noise = simulation::noise(&mut rng, MAX);
+        let text = simulation::text(&mut rng, MAX);
+        assert!(looks_random(&noise));
+        assert!(!looks_random(&text));
+        assert!(!looks_random(&noise[..1000]), "too little to tell");
+        // One byte in eight is a zero: that is worth a try.
+        let holed: Vec<u8> = noise
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| if at % 8 == 0 { 0 } else { *byte })
+            .collect();
+        assert!(!looks_random(&holed));
+        let digits: Vec<u8> = noise.iter().map(|byte| b'A' + byte % 64).collect();
+        assert!(!looks_random(&digits));
+    }
+
+    const MAX: usize = 256 * 1024;
+
+    #[test]
+    fn prefixes_and_suffixes_are_counted_to_the_byte() {
+        let mut rng = Rng::new(2);
+        for _ in 0..2000 {
+            let len = rng.below(40);
+            let (a, same) = (simulation::noise(&mut rng, len), rng.below(len + 1));
+            let mut b = a.clone();
+            if same < len {
+                b[same] ^= 1;
+            }
+            assert_eq!(common_prefix(&a, &b), same);
+            let (a, b): (Vec<u8>, Vec<u8>) =
+                (a.into_iter().rev().collect(), b.into_iter().rev().collect());
+            assert_eq!(common_suffix(&a, &b), same);
+            let longer = [&b"xyz"[..], &a].concat();
+            assert_eq!(common_suffix(&longer, &b), same);
+        }
+    }
 }

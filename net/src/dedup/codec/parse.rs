@@ -1,6 +1,7 @@
 //! Finds matches in a block: those of the anchors are given, the rest comes from two hash tables over what was sent or
 //! matched lately. It decides what is a match; how it is written is not known here.
 
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -8,20 +9,24 @@ use core::ops::Range;
 use super::super::store::Store;
 use super::{FarMatch, common_prefix, common_suffix, word};
 
-/// Logarithms of the tables' sizes: places of eight bytes, and of five.
-const LONG_BITS: u32 = 17;
-const SHORT_BITS: u32 = 16;
+/// Slots for strings of eight bytes, and of five. With their tags they fit into a second-level cache.
+const LONG_SLOTS: usize = 1 << 17;
+const SHORT_SLOTS: usize = 1 << 16;
 /// The shortest match.
 pub const MIN_MATCH: usize = 3;
 /// The shortest match at the distance of the last one.
 const MIN_REPEAT: usize = 4;
-/// The shortest match found by hash.
-const MIN_NEAR: usize = 5;
 
 /// The shortest gap between two matches of the anchors around which the log is put into the tables.
 const MIN_GAP: usize = 5;
 /// How much of it beyond the gap's own length.
 const AROUND: u64 = 128;
+
+/// The shortest match found by hash that is worth writing down so large a distance.
+#[inline(always)]
+fn least(distance: u64) -> usize {
+    5 + usize::from(distance >= 1 << 17) + usize::from(distance >= 1 << 21)
+}
 
 /// Literals, then a match.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,11 +50,72 @@ pub struct Parsed {
     pub copied: usize,
 }
 
-/// Where short strings were seen last: log positions, low halves.
-#[derive(Default)]
+/// Where strings of one length were seen last. What the memory holds there is far away; eight bits of each string's hash
+/// are close by, and tell nearly always whether it is worth going there.
+struct Table<const SLOTS: usize> {
+    /// Log positions, low halves.
+    positions: Box<[u32; SLOTS]>,
+    tags: Box<[u8; SLOTS]>,
+}
+
+/// Where in a table a string belongs, and its tag there.
+#[derive(Clone, Copy)]
+struct Slot {
+    index: usize,
+    tag: u8,
+}
+
+impl<const SLOTS: usize> Table<SLOTS> {
+    fn new() -> Self {
+        Table {
+            positions: boxed(),
+            tags: boxed(),
+        }
+    }
+
+    /// The slot for a string that fills the top bytes of `string`.
+    #[inline(always)]
+    fn slot(string: u64) -> Slot {
+        let hash = string.wrapping_mul(0xcf1b_bcdc_b7a5_6463);
+        Slot {
+            index: (hash >> (64 - SLOTS.ilog2())) as usize & (SLOTS - 1),
+            // Never the tag of an empty slot.
+            tag: (hash >> 32) as u8 | 1,
+        }
+    }
+
+    /// How far back from `position` the slot's string was, if it seems to be the same; 0 if not.
+    #[inline(always)]
+    fn back(&self, slot: Slot, position: u64) -> u64 {
+        if self.tags[slot.index & (SLOTS - 1)] != slot.tag {
+            return 0;
+        }
+        let seen = self.positions[slot.index & (SLOTS - 1)];
+        u64::from((position as u32).wrapping_sub(seen))
+    }
+
+    #[inline(always)]
+    fn set(&mut self, slot: Slot, position: u64) {
+        self.tags[slot.index & (SLOTS - 1)] = slot.tag;
+        self.positions[slot.index & (SLOTS - 1)] = position as u32;
+    }
+}
+
+/// An array on the heap that was never on the stack.
+fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
+    match vec![T::default(); N].into_boxed_slice().try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("a vector of N is a box of N"),
+    }
+}
+
+type Long = Table<LONG_SLOTS>;
+type Short = Table<SHORT_SLOTS>;
+
+/// Where strings of eight and of five bytes were seen last.
 pub struct Dense {
-    long: Vec<u32>,
-    short: Vec<u32>,
+    long: Long,
+    short: Short,
     /// What was put in last because of a hit.
     loaded: Range<u64>,
 }
@@ -57,26 +123,16 @@ pub struct Dense {
 impl Dense {
     pub fn new() -> Self {
         Dense {
-            long: vec![0; 1 << LONG_BITS],
-            short: vec![0; 1 << SHORT_BITS],
+            long: Table::new(),
+            short: Table::new(),
             loaded: 0..0,
         }
     }
 
-    #[inline]
-    fn long_slot(word: u64) -> usize {
-        (word.wrapping_mul(0xcf1b_bcdc_b7a5_6463) >> (64 - LONG_BITS)) as usize
-    }
-
-    #[inline]
-    fn short_slot(word: u64) -> usize {
-        ((word << 24).wrapping_mul(0xcf1b_bcdc_bfa5_6463) >> (64 - SHORT_BITS)) as usize
-    }
-
-    #[inline]
+    #[inline(always)]
     fn insert(&mut self, word: u64, position: u64) {
-        self.long[Self::long_slot(word)] = position as u32;
-        self.short[Self::short_slot(word)] = position as u32;
+        self.long.set(Long::slot(word), position);
+        self.short.set(Short::slot(five(word)), position);
     }
 
     /// Puts stored bytes in, as far as they have not just been.
@@ -101,6 +157,12 @@ impl Dense {
             self.insert(word(window), from + offset as u64);
         }
     }
+}
+
+/// The first five bytes of a word, at its top.
+#[inline(always)]
+fn five(word: u64) -> u64 {
+    word << 24
 }
 
 /// The block and what it may refer to.
@@ -152,14 +214,18 @@ impl<'a, S: Store> Parser<'a, S> {
         }
     }
 
-    /// The length of the match at `i`, `distance` back.
-    #[inline]
+    /// The length of the match at `i`, `distance` back; 0 if it is shorter than four bytes.
+    #[inline(always)]
     fn length(&mut self, i: usize, distance: u64) -> usize {
         let at = self.input.position + i as u64;
         let Some(at) = at.checked_sub(distance) else {
             return 0;
         };
-        common_prefix(self.source(at), &self.input.block[i..])
+        let (source, here) = (self.source(at), &self.input.block[i..]);
+        match (source.first_chunk::<4>(), here.first_chunk::<4>()) {
+            (Some(a), Some(b)) if a == b => common_prefix(source, here),
+            _ => 0,
+        }
     }
 }
 
@@ -212,11 +278,10 @@ pub fn parse<S: Store>(
         while i < last {
             let at = position + i as u64;
             let here = word(&block[i..i + 8]);
-            let (long, short) = (Dense::long_slot(here), Dense::short_slot(here));
-            let long_back = (at as u32).wrapping_sub(dense.long[long]);
-            let short_back = (at as u32).wrapping_sub(dense.short[short]);
-            dense.long[long] = at as u32;
-            dense.short[short] = at as u32;
+            let (long, short) = (Long::slot(here), Short::slot(five(here)));
+            let (long_back, short_back) = (dense.long.back(long, at), dense.short.back(short, at));
+            dense.long.set(long, at);
+            dense.short.set(short, at);
             let (mut start, mut len, mut distance) = (i, 0, 0);
             if repeat[0] != 0 && i + 1 < last {
                 let length = parser.length(i + 1, repeat[0]);
@@ -225,25 +290,24 @@ pub fn parse<S: Store>(
                 }
             }
             if len == 0 && long_back != 0 {
-                let length = parser.length(i, u64::from(long_back));
+                let length = parser.length(i, long_back);
                 if length >= 8 {
-                    (len, distance) = (length, u64::from(long_back));
+                    (len, distance) = (length, long_back);
                 }
             }
             if len == 0 && short_back != 0 {
-                let length = parser.length(i, u64::from(short_back));
-                if length >= MIN_NEAR {
-                    (len, distance) = (length, u64::from(short_back));
+                let length = parser.length(i, short_back);
+                if length >= least(short_back) {
+                    (len, distance) = (length, short_back);
                     // Perhaps the next byte starts something longer.
                     if i + 1 < last {
-                        let next = word(&block[i + 1..i + 9]);
-                        let slot = Dense::long_slot(next);
-                        let back = (at as u32).wrapping_add(1).wrapping_sub(dense.long[slot]);
-                        dense.long[slot] = at as u32 + 1;
+                        let slot = Long::slot(word(&block[i + 1..i + 9]));
+                        let back = dense.long.back(slot, at + 1);
+                        dense.long.set(slot, at + 1);
                         if back != 0 {
-                            let longer = parser.length(i + 1, u64::from(back));
+                            let longer = parser.length(i + 1, back);
                             if longer > len {
-                                (start, len, distance) = (i + 1, longer, u64::from(back));
+                                (start, len, distance) = (i + 1, longer, back);
                             }
                         }
                     }

@@ -146,6 +146,7 @@ fn clippy_host() -> Result<()> {
             "clippy",
             "--workspace",
             "--all-targets",
+            "--keep-going",
             "--",
             "-D",
             "warnings",

@@ -92,13 +92,23 @@ impl Toolchain {
         target: &Path,
         warnings_are_errors: bool,
     ) -> Result<Command> {
-        let mut command = process::command(&self.cargo)?;
+        // `cargo clippy` would take the first cargo-clippy in cargo's own folder, which may be another toolchain's.
+        let sibling = self.cargo.with_file_name(format!("cargo-{subcommand}"));
+        let program = if self.cargo.is_absolute() && sibling.exists() {
+            &sibling
+        } else {
+            &self.cargo
+        };
+        let mut command = process::command(program)?;
         command.current_dir(workspace).env("RUSTC", &self.rustc);
         // Variables of the `cargo run` around us, and of the user's host builds, that must not change the result.
         for (name, _) in std::env::vars_os() {
             if is_foreign(&name) {
                 command.env_remove(name);
             }
+        }
+        if self.cargo.is_absolute() {
+            command.env("CARGO", &self.cargo);
         }
         command
             .arg(subcommand)

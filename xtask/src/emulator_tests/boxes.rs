@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -72,11 +73,19 @@ impl Setup {
     /// # Errors
     /// When it cannot be started.
     pub fn start(self, trial: &Trial<'_>) -> Result<TestBox> {
-        let disk = trial.folder.join("disk.img");
+        self.start_as(trial, "box")
+    }
+
+    /// As [`Setup::start`]; `name` tells the box's disk and logs from another's.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_as(self, trial: &Trial<'_>, name: &str) -> Result<TestBox> {
+        let disk = trial.folder.join(format!("{name}.img"));
         image::assemble(&trial.stage.efi, &self.config, self.slot.as_deref(), &disk)?;
         let file = std::fs::File::options().write(true).open(&disk)?;
         file.set_len(self.cut.unwrap_or(DISK_BYTES))?;
-        self.start_from(trial, disk, "box")
+        self.start_from(trial, disk, name)
     }
 
     /// Starts a box from a disk that is there. `name` is for its logs.
@@ -122,7 +131,7 @@ impl Setup {
         let telemetry = connect(&ports[1], &mut qemu, trial, folder, name)?;
         let watch = Watch::default();
         let keyboard = watch.follow(console, telemetry, &trial.folder, name)?;
-        let [lan, wan] = wires;
+        let [lan, wan] = wires.map(Arc::new);
         Ok(TestBox {
             setup: self,
             disk,
@@ -168,9 +177,9 @@ pub struct TestBox {
     watch: Watch,
     keyboard: UnixStream,
     /// The LAN's wire.
-    pub lan: WireEnd,
+    pub lan: Arc<WireEnd>,
     /// The WAN's wire.
-    pub wan: WireEnd,
+    pub wan: Arc<WireEnd>,
     qemu: Process,
     deadline: Instant,
     _sockets: Scratch,
@@ -380,41 +389,57 @@ impl TestBox {
     }
 
     fn crosses(&mut self, lan_to_wan: bool, length: usize) -> Result<()> {
+        let (lan, wan) = (self.lan.clone(), self.wan.clone());
+        let (inside, outside, tag) = if lan_to_wan {
+            (lan, wan, "from LAN to WAN")
+        } else {
+            (wan, lan, "from WAN to LAN")
+        };
         let (from, to) = if lan_to_wan {
             (frames::LAN_STATION, frames::WAN_STATION)
         } else {
             (frames::WAN_STATION, frames::LAN_STATION)
         };
-        let tag = format!("outpost test {lan_to_wan} {length} ").into_bytes();
-        let frame = frames::raw(from, to, &tag, length);
-        let what = format!(
-            "a frame of {length} bytes to cross from {}",
-            if lan_to_wan {
-                "LAN to WAN"
-            } else {
-                "WAN to LAN"
-            }
+        let frame = frames::raw(
+            from,
+            to,
+            format!("outpost test {tag} {length} ").as_bytes(),
+            length,
         );
+        self.carries(
+            &inside,
+            &outside,
+            &frame,
+            &format!("a frame of {length} bytes to cross {tag}"),
+        )
+    }
+
+    /// Sends `frame` into one wire, again and again, until it comes out of the other as it was.
+    ///
+    /// # Errors
+    /// As [`TestBox::wait_for`], or when it comes out changed.
+    pub fn carries(
+        &mut self,
+        inside: &WireEnd,
+        outside: &WireEnd,
+        frame: &[u8],
+        what: &str,
+    ) -> Result<()> {
         let mut next = Instant::now();
         loop {
-            let (inside, outside) = if lan_to_wan {
-                (&self.lan, &self.wan)
-            } else {
-                (&self.wan, &self.lan)
-            };
             if Instant::now() >= next {
-                inside.send(&frame);
+                inside.send(frame);
                 next = Instant::now() + AGAIN;
             }
             while let Some(found) = outside.receive() {
                 if found == frame {
                     return Ok(());
                 }
-                if found.get(14..14 + tag.len()) == Some(&tag[..]) {
+                if found.get(..frames::TAGGED) == frame.get(..frames::TAGGED) {
                     bail!("{what}: it came out changed: {}", hex::encode(found));
                 }
             }
-            self.pause(&what)?;
+            self.pause(what)?;
         }
     }
 

@@ -16,6 +16,9 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// "Local experimental EtherType 1" (IEEE 802-2014, 9.2.4).
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 
+/// How much of a frame of [`raw`] says which one it is.
+pub const TAGGED: usize = 14 + 32;
+
 /// A frame of no protocol, with a payload that is its own.
 pub fn raw(from: [u8; 6], to: [u8; 6], tag: &[u8], length: usize) -> Vec<u8> {
     let mut frame = [&to[..], &from[..], &EXPERIMENTAL[..], tag].concat();

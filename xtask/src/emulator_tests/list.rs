@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames};
+use super::{Test, Trial, frames, pair};
 use crate::image;
 
 /// A boot and a little more.
@@ -21,6 +21,18 @@ pub const ALL: &[Test] = &[
         about: "the directory guest starts, answers on the LAN, and its console is a key away",
         deadline: LONG,
         run: directory,
+    },
+    Test {
+        name: "tunnel",
+        about: "two boxes make a tunnel, and bridge the rest",
+        deadline: SHORT,
+        run: pair::tunnel,
+    },
+    Test {
+        name: "wrong-key",
+        about: "a peer with the wrong key is refused by both, with a reason",
+        deadline: SHORT,
+        run: pair::wrong_key,
     },
     Test {
         name: "forwarding",

@@ -4,6 +4,7 @@
 mod boxes;
 mod frames;
 mod list;
+mod pair;
 mod watch;
 mod wire;
 

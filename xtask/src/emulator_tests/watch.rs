@@ -152,13 +152,17 @@ impl Said {
             .filter_map(|event| event["text"].as_str())
     }
 
-    /// The guest's state as last reported.
-    pub fn guest(&self) -> Option<&str> {
+    /// The last status line.
+    pub fn status(&self) -> Option<&Value> {
         self.telemetry
             .iter()
             .rev()
             .find(|event| event["event"] == "status")
-            .and_then(|event| event["guest"].as_str())
+    }
+
+    /// The guest's state as last reported.
+    pub fn guest(&self) -> Option<&str> {
+        self.status().and_then(|event| event["guest"].as_str())
     }
 
     /// How many status lines have come.

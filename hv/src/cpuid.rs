@@ -12,6 +12,8 @@ mod kvm_feature {
     pub const NO_IO_DELAY: u32 = 1 << 1;
     /// MSRs 4B564D00h and 4B564D01h.
     pub const CLOCK: u32 = 1 << 3;
+    /// MSR 4B564D04h: the end of an interrupt without an exit.
+    pub const END_OF_INTERRUPT: u32 = 1 << 6;
     /// The clock never goes backwards, on any vCPU.
     pub const CLOCK_STABLE: u32 = 1 << 24;
 }
@@ -93,7 +95,10 @@ pub fn answer(
             edx: u32::from_le_bytes(*b"M\0\0\0"),
         },
         0x4000_0001 => CpuidResult {
-            eax: kvm_feature::NO_IO_DELAY | kvm_feature::CLOCK | kvm_feature::CLOCK_STABLE,
+            eax: kvm_feature::NO_IO_DELAY
+                | kvm_feature::CLOCK
+                | kvm_feature::END_OF_INTERRUPT
+                | kvm_feature::CLOCK_STABLE,
             ..ZERO
         },
         // Made here, whether the CPU has it or not.
@@ -257,7 +262,7 @@ mod tests {
             (base.eax, name.as_slice()),
             (0x4000_0001, &b"KVMKVMKVM\0\0\0"[..])
         );
-        assert_eq!(answer(0x4000_0001, 0, ONE, all).eax, 0x0100_000A);
+        assert_eq!(answer(0x4000_0001, 0, ONE, all).eax, 0x0100_004A);
         assert_eq!(answer(0x4000_0002, 0, ONE, all), ZERO);
     }
 

@@ -30,6 +30,9 @@ pub use stop::{Evidence, Stop, StopReason};
 /// How long the guest runs before interrupts are looked at again, when the CPU cannot tell the end of an interrupt shadow.
 const SHADOW_NS: u64 = 20_000;
 
+/// The bit of KVM's PV EOI byte that the guest clears instead of writing the EOI register.
+const END_NEEDS_NO_EXIT: u8 = 1;
+
 /// What may differ from guest to guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineConfig {
@@ -88,6 +91,8 @@ pub struct Machine<'h> {
     halted: bool,
     /// What the host's timer was last asked for, as far as it still stands.
     armed: Option<u64>,
+    /// The guest was told that it may end the interrupt in service by clearing a bit in the byte there.
+    end_offered: Option<u64>,
     counters: Arc<ExitCounters>,
     ring: ExitRing,
     unclaimed_mmio: u64,
@@ -139,6 +144,7 @@ impl<'h> Machine<'h> {
             clock_version: 0,
             halted: false,
             armed: None,
+            end_offered: None,
             counters: Arc::default(),
             ring: ExitRing::default(),
             unclaimed_mmio: 0,
@@ -313,10 +319,35 @@ impl<'h> Machine<'h> {
             (Some(soon), Some(deadline)) => Some(soon.min(deadline)),
             (soon, deadline) => soon.or(deadline),
         });
+        self.offer_end(vcpu);
         let exit = self.vcpu.enter();
+        self.accept_end(vcpu);
         self.counters.count(exit.kind());
         self.record(exit);
         self.handle(exit)
+    }
+
+    /// Lets the guest end the interrupt in service without an exit, if nobody needs to know at once (KVM's PV EOI).
+    fn offer_end(&mut self, vcpu: usize) {
+        if let Some(address) = self.msrs.end_of_interrupt()
+            && self.platform.end_needs_no_exit(vcpu)
+            && self.memory.write_u8(address, END_NEEDS_NO_EXIT).is_ok()
+        {
+            self.end_offered = Some(address);
+        }
+    }
+
+    /// Takes the offer back; if the guest has used it, the interrupt has ended.
+    fn accept_end(&mut self, vcpu: usize) {
+        if let Some(address) = self.end_offered.take() {
+            let standing = self.memory.read_u8(address).unwrap_or(0) & END_NEEDS_NO_EXIT != 0;
+            if !standing {
+                self.platform.end_of_interrupt(vcpu);
+            } else {
+                // It could be written when the offer was made.
+                let _ = self.memory.write_u8(address, 0);
+            }
+        }
     }
 
     /// Hands the vCPU what is pending for it, or has it say when it can take that. Gives the time at which to look again, where the CPU cannot say.

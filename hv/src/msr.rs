@@ -33,6 +33,7 @@ pub mod number {
     pub const X2APIC_LAST: u32 = 0x8FF;
     pub const KVM_WALL_CLOCK: u32 = 0x4B56_4D00;
     pub const KVM_SYSTEM_TIME: u32 = 0x4B56_4D01;
+    pub const KVM_END_OF_INTERRUPT: u32 = 0x4B56_4D04;
     pub const EFER: u32 = 0xC000_0080;
     pub const TSC_AUX: u32 = 0xC000_0103;
     pub const SYSTEM_CONFIGURATION: u32 = 0xC001_0010;
@@ -99,6 +100,7 @@ pub struct Msrs {
     tsc_aux: u32,
     wall_clock: u64,
     system_time: u64,
+    end_of_interrupt: u64,
 }
 
 impl Default for Msrs {
@@ -111,6 +113,7 @@ impl Default for Msrs {
             tsc_aux: 0,
             wall_clock: 0,
             system_time: 0,
+            end_of_interrupt: 0,
         }
     }
 }
@@ -158,6 +161,7 @@ impl Msrs {
             msr::MISC_ENABLE => self.misc_enable,
             msr::KVM_WALL_CLOCK => self.wall_clock,
             msr::KVM_SYSTEM_TIME => self.system_time,
+            msr::KVM_END_OF_INTERRUPT => self.end_of_interrupt,
             msr::MICROCODE_VERSION => MICROCODE,
             msr::HARDWARE_CONFIGURATION => HARDWARE_CONFIGURATION_VALUE,
             msr::DECODE => DECODE_VALUE,
@@ -226,6 +230,11 @@ impl Msrs {
                 self.system_time = value;
                 return Ok(Effect::SystemTime((value & 1 != 0).then_some(value & !1)));
             }
+            msr::KVM_END_OF_INTERRUPT => {
+                // Bit 0 enables, bit 1 is reserved; the rest is an address.
+                must(value & 2 == 0)?;
+                self.end_of_interrupt = value;
+            }
             msr::MTRR_DEFAULT => {
                 must(value & !(0xFF | 3 << 10) == 0 && is_memory_type(value & 0xFF))?;
                 self.mtrr_default = value;
@@ -265,6 +274,11 @@ impl Msrs {
             }
         }
         Ok(Effect::None)
+    }
+
+    /// Where the byte is by which the guest may end an interrupt without an exit, if it wants that.
+    pub fn end_of_interrupt(&self) -> Option<u64> {
+        (self.end_of_interrupt & 1 != 0).then_some(self.end_of_interrupt & !3)
     }
 
     /// Where KVM's system time structure is, if the guest wants it.
@@ -446,6 +460,15 @@ mod tests {
         assert_eq!(
             msrs.write(msr::KVM_WALL_CLOCK, 0x6000, &paged()),
             Ok(Effect::WallClock(0x6000))
+        );
+        assert_eq!(
+            msrs.write(msr::KVM_END_OF_INTERRUPT, 0x7005, &paged()),
+            Ok(Effect::None)
+        );
+        assert_eq!(msrs.end_of_interrupt(), Some(0x7004));
+        assert_eq!(
+            msrs.write(msr::KVM_END_OF_INTERRUPT, 0x7006, &paged()),
+            Err(GeneralProtection)
         );
         assert_eq!(msrs.read(msr::TSC, &paged(), 77), Ok(77));
         assert_eq!(msrs.write(msr::TSC_AUX, 3, &paged()), Ok(Effect::TscAux(3)));

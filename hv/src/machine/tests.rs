@@ -416,6 +416,45 @@ fn the_paravirtual_clock_is_published() {
 }
 
 #[test]
+fn an_interrupt_may_end_without_an_exit() {
+    let host = Box0::default();
+    let exits = [Exit::WriteMsr, Exit::HostInterrupt, Exit::HostInterrupt];
+    let mut scene = Scene::new(&host, &[0x0F, 0x30], &exits);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0x4B56_4D04);
+        registers.set(Gpr::Rax, 0x9001);
+    });
+    scene.machine.vcpu.bind().unwrap();
+    scene.machine.turn().unwrap();
+    // The timer's interrupt is delivered and the end of it offered: the guest has not used that by the exit.
+    host.inner.set_now(1_000_000);
+    scene.machine.vcpu.registers_mut().rflags |= RFLAGS_IF;
+    scene.machine.turn().unwrap();
+    assert_eq!(scene.injected(), [Event::Interrupt(0x40)]);
+    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(0), "taken back");
+    assert!(
+        scene.machine.platform.end_needs_no_exit(0),
+        "still in service"
+    );
+    // Next time the guest clears the bit.
+    scene.machine.offer_end(0);
+    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(1));
+    scene.machine.memory.write_u8(0x9000, 0).unwrap();
+    scene.machine.accept_end(0);
+    assert!(
+        !scene.machine.platform.end_needs_no_exit(0),
+        "nothing in service"
+    );
+}
+
+#[test]
 fn efer_is_set_where_the_cpu_has_it() {
     let host = Box0::default();
     let mut scene = Scene::new(

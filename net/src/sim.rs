@@ -69,7 +69,7 @@ pub struct LineConfig {
     pub loss: f64,
     /// A burst of losses begins.
     pub burst: f64,
-    /// Mean packets in a burst.
+    /// Mean packets in a burst, which ends when the line is idle for 100 ms, too.
     pub burst_length: f64,
     /// Delayed by up to `reorder_delay` more, so that others overtake.
     pub reorder: f64,
@@ -138,6 +138,7 @@ pub struct Line {
     /// When the line is free, in nanoseconds.
     busy_until: u64,
     in_burst: bool,
+    last_at: Instant,
     order: u64,
     under_way: BinaryHeap<Reverse<Arrival>>,
     /// What it has done so far.
@@ -153,6 +154,7 @@ impl Line {
             cut: false,
             busy_until: 0,
             in_burst: false,
+            last_at: Instant::ZERO,
             order: 0,
             under_way: BinaryHeap::new(),
             counters: LineCounters::default(),
@@ -188,20 +190,22 @@ impl Line {
         let size = (packet.len() + self.config.overhead) as u64;
         let queued = self.queued(now);
         let now_nanos = now.as_micros() * 1000;
-        if self.config.rate > 0 {
-            if queued + size > self.config.queue as u64 {
+        match (size * 8_000_000_000).checked_div(self.config.rate) {
+            None => self.busy_until = now_nanos,
+            Some(_) if queued + size > self.config.queue as u64 => {
                 self.counters.dropped += 1;
                 return;
             }
-            let takes = size * 8_000_000_000 / self.config.rate;
-            self.busy_until = self.busy_until.max(now_nanos) + takes;
-        } else {
-            self.busy_until = now_nanos;
+            Some(takes) => self.busy_until = self.busy_until.max(now_nanos) + takes,
         }
         self.counters.packets += 1;
         self.counters.bytes += size;
         self.counters.queue_peak = self.counters.queue_peak.max(queued);
         self.counters.queue_sum += queued;
+        if now.since(self.last_at) > Duration::from_millis(100) {
+            self.in_burst = false;
+        }
+        self.last_at = now;
         if self.is_lost() {
             self.counters.lost += 1;
             return;

@@ -14,7 +14,12 @@ const DRAIN_GAIN: u64 = 88;
 const CWND_GAIN: u64 = 512;
 const UNIT: u64 = 256;
 /// Probe for more, drain what that queued, then six round trips at the estimated rate.
-const CYCLE: [u64; 8] = [320, 192, UNIT, UNIT, UNIT, UNIT, UNIT, UNIT];
+const CYCLE_PHASES: usize = 8;
+/// By how much the probe exceeds the estimated rate, in 1/256: a quarter, less while probes overflow a short queue.
+const MAX_EXCESS: u64 = 64;
+const MIN_EXCESS: u64 = 8;
+/// Loss that a probe may add, in percent, before the next one is gentler.
+const PROBE_LOSS_PERCENT: u64 = 3;
 /// Paces a little below the estimate, so that queues shrink.
 const PACING_MARGIN_PERCENT: u64 = 99;
 const BANDWIDTH_ROUNDS: usize = 10;
@@ -22,8 +27,8 @@ const MIN_RTT_WINDOW: Duration = Duration::from_secs(10);
 const PROBE_RTT_TIME: Duration = Duration::from_millis(200);
 const INITIAL_WINDOW_PACKETS: u64 = 16;
 const MIN_WINDOW_PACKETS: u64 = 4;
-/// Startup ends, too, when more than a quarter of a round is lost: a short queue overflows.
-const STARTUP_LOSS_PERCENT: u64 = 25;
+/// Startup ends, too, when more than a fifth of a round is lost: a short queue overflows.
+const STARTUP_LOSS_PERCENT: u64 = 20;
 const STARTUP_LOSS_PACKETS: u64 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +48,8 @@ pub(super) struct Bbr {
     bandwidth: u64,
     round_ends_at: u64,
     round_app_limited: bool,
+    /// Shortest round trip of the round.
+    round_rtt: Option<Duration>,
     round_lost: u64,
     round_lost_packets: u64,
     round_acked: u64,
@@ -51,6 +58,10 @@ pub(super) struct Bbr {
     filled: bool,
     cycle: usize,
     cycle_at: Instant,
+    excess: u64,
+    /// Lost and all bytes while a probe's effects arrive, and otherwise.
+    probe_loss: (u64, u64),
+    cruise_loss: (u64, u64),
     min_rtt: Option<Duration>,
     min_rtt_at: Instant,
     probe_rtt_until: Option<Instant>,
@@ -71,6 +82,7 @@ impl Bbr {
             bandwidth: 0,
             round_ends_at: 0,
             round_app_limited: false,
+            round_rtt: None,
             round_lost: 0,
             round_lost_packets: 0,
             round_acked: 0,
@@ -79,6 +91,9 @@ impl Bbr {
             filled: false,
             cycle: 2,
             cycle_at: now,
+            excess: MAX_EXCESS,
+            probe_loss: (0, 0),
+            cruise_loss: (0, 0),
             min_rtt: None,
             min_rtt_at: now,
             probe_rtt_until: None,
@@ -112,7 +127,7 @@ impl Bbr {
         let gain = match self.mode {
             Mode::Startup => STARTUP_GAIN,
             Mode::Drain => DRAIN_GAIN,
-            Mode::ProbeBandwidth => CYCLE.get(self.cycle).copied().unwrap_or(UNIT),
+            Mode::ProbeBandwidth => self.cycle_gain(),
             Mode::ProbeRtt => UNIT,
         };
         let base = if self.bandwidth == 0 {
@@ -149,11 +164,16 @@ impl Bbr {
         self.round_acked += report.acked_bytes;
         self.round_lost += report.lost_bytes;
         self.round_lost_packets += report.lost_packets;
+        self.round_rtt = match (self.round_rtt, report.rtt) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         let mut round_start = false;
         if let Some(sample) = &report.sample {
-            self.round_app_limited |= sample.app_limited;
             if sample.prior_delivered >= self.round_ends_at {
                 self.round_ends_at = delivered;
+                // As the packet that ends the round was sent, so was the round.
+                self.round_app_limited = sample.app_limited;
                 round_start = true;
             }
             if let Some(rate) = sample.rate
@@ -177,54 +197,91 @@ impl Bbr {
             self.cycle = 2;
             self.cycle_at = now;
         }
-        self.advance_cycle(now, report.lost_packets > 0, before);
+        self.advance_cycle(now, report, before);
         self.update_min_rtt(now, report.rtt, before, in_flight, round_start);
         self.update_window(report.acked_bytes);
     }
 
     fn end_round(&mut self) {
-        if !self.round_app_limited {
-            if !self.filled {
-                if self.bandwidth >= self.full_rate.saturating_add(self.full_rate / 4) {
-                    self.full_rate = self.bandwidth;
-                    self.full_rounds = 0;
-                } else {
-                    self.full_rounds += 1;
-                    self.filled = self.full_rounds >= 3;
-                }
-                let total = self.round_acked + self.round_lost;
-                if self.round_lost_packets >= STARTUP_LOSS_PACKETS
-                    && self.round_lost * 100 > total * STARTUP_LOSS_PERCENT
-                {
-                    self.filled = true;
-                }
+        let total = self.round_acked + self.round_lost;
+        self.filled |= self.round_lost_packets >= STARTUP_LOSS_PACKETS
+            && self.round_lost * 100 > total * STARTUP_LOSS_PERCENT;
+        // A round shows whether the rate still grows if data was not what limited it, or if a queue stood all through it.
+        let queued = self
+            .round_rtt
+            .is_some_and(|r| r > self.rtt() + self.rtt() / 4);
+        if !self.filled && (queued || !self.round_app_limited) {
+            if self.bandwidth >= self.full_rate.saturating_add(self.full_rate / 4) {
+                self.full_rate = self.bandwidth;
+                self.full_rounds = 0;
+            } else {
+                self.full_rounds += 1;
+                self.filled = self.full_rounds >= 3;
             }
+        }
+        if !self.round_app_limited {
             self.slot = (self.slot + 1) % BANDWIDTH_ROUNDS;
             if let Some(oldest) = self.rates.get_mut(self.slot) {
                 *oldest = 0;
             }
         }
-        self.round_app_limited = false;
+        self.round_rtt = None;
         self.round_acked = 0;
         self.round_lost = 0;
         self.round_lost_packets = 0;
     }
 
-    fn advance_cycle(&mut self, now: Instant, lost: bool, in_flight: u64) {
+    fn cycle_gain(&self) -> u64 {
+        match self.cycle {
+            0 => UNIT + self.excess,
+            1 => UNIT - self.excess,
+            _ => UNIT,
+        }
+    }
+
+    fn advance_cycle(&mut self, now: Instant, report: &Report, in_flight: u64) {
         if self.mode != Mode::ProbeBandwidth {
             return;
         }
-        let gain = CYCLE.get(self.cycle).copied().unwrap_or(UNIT);
+        // What a probe did is told a round trip later.
+        let loss = if matches!(self.cycle, 1 | 2) {
+            &mut self.probe_loss
+        } else {
+            &mut self.cruise_loss
+        };
+        loss.0 += report.lost_bytes;
+        loss.1 += report.lost_bytes + report.acked_bytes;
         let elapsed = now.since(self.cycle_at) > self.rtt();
-        let next = match gain {
-            g if g > UNIT => elapsed && (lost || in_flight >= self.product(g)),
-            g if g < UNIT => elapsed || in_flight <= self.product(UNIT),
+        let lost = report.lost_packets > 0;
+        let next = match self.cycle {
+            0 => elapsed && (lost || in_flight >= self.product(self.cycle_gain())),
+            1 => elapsed || in_flight <= self.product(UNIT),
             _ => elapsed,
         };
         if next {
-            self.cycle = (self.cycle + 1) % CYCLE.len();
+            self.cycle = (self.cycle + 1) % CYCLE_PHASES;
             self.cycle_at = now;
+            if self.cycle == 3 {
+                self.judge_probe();
+            }
         }
+    }
+
+    /// Whether the last probe overflowed a queue, that is, lost more than the line loses anyway.
+    fn judge_probe(&mut self) {
+        let percent = |(lost, all): (u64, u64)| (lost * 100).checked_div(all).unwrap_or(0);
+        if percent(self.probe_loss) > percent(self.cruise_loss) + PROBE_LOSS_PERCENT {
+            self.excess = (self.excess / 2).max(MIN_EXCESS);
+        } else {
+            self.excess = (self.excess + MIN_EXCESS).min(MAX_EXCESS);
+        }
+        self.probe_loss = (0, 0);
+        self.cruise_loss = (self.cruise_loss.0 / 2, self.cruise_loss.1 / 2);
+    }
+
+    /// Bytes in flight below which the line is not busy for want of data. Startup needs more to see whether it grows.
+    pub(super) fn busy(&self) -> u64 {
+        self.product(if self.filled { UNIT } else { UNIT + UNIT / 2 })
     }
 
     fn update_min_rtt(
@@ -283,8 +340,9 @@ impl Bbr {
     }
 
     fn update_window(&mut self, acked: u64) {
-        // Acknowledgements come for several packets at once, and sending goes in small bursts.
-        let slack = 16 * self.packet;
+        // Acknowledgements come late and for several packets at once, and sending goes in small bursts.
+        let late = (self.bandwidth / 50).min(8 * self.packet);
+        let slack = late + self.bandwidth / 200 + 3 * self.packet;
         let target = self.product(CWND_GAIN) + slack;
         self.window = if self.filled {
             self.window.saturating_add(acked).min(target)
@@ -300,6 +358,19 @@ impl Bbr {
         if self.mode == Mode::ProbeRtt {
             self.window = self.window.min(self.probe_rtt_window());
         }
+    }
+}
+
+#[cfg(test)]
+impl Bbr {
+    pub(super) fn trace(&self) -> alloc::string::String {
+        alloc::format!(
+            "{:?} {} excess {} filled {}",
+            self.mode,
+            self.cycle,
+            self.excess,
+            self.filled
+        )
     }
 }
 

@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::bbr::Bbr;
 use super::frame::{self, CloseReason, Frame};
+use super::handshake::Agreed;
 use super::noise::{Keys, TAG};
 use super::pacer::Pacer;
 use super::pmtud::PathMtu;
@@ -32,6 +33,13 @@ pub(super) struct Session {
     pub(super) since: Instant,
 }
 
+/// What is noted of a packet that goes.
+struct Outgoing {
+    eliciting: bool,
+    mtu_probe: bool,
+    frames: SentFrames,
+}
+
 pub(super) struct Connection {
     /// Drawn by the initiator; names the connection across new keys.
     pub(super) token: u64,
@@ -55,25 +63,24 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    /// The connection that a handshake has agreed on.
     pub(super) fn new(
         now: Instant,
         config: &TunnelConfig,
         initiator: bool,
         generation: u16,
-        token: u64,
-        session: Session,
-        peer: Endpoint,
-        rtt: Option<Duration>,
+        agreed: Agreed,
     ) -> Self {
+        let rtt = (agreed.rtt > Duration::ZERO).then_some(agreed.rtt);
         let mtu = PathMtu::new(now, config.mtu);
         let mut streams = Streams::new(config, initiator, generation);
         let bbr = Bbr::new(now, u64::from(mtu.current()), rtt);
         streams.set_window(bbr.window());
         Connection {
-            token,
-            session,
+            token: agreed.token,
+            session: agreed.session,
             old: None,
-            peer,
+            peer: agreed.from,
             streams,
             received: Received::new(),
             recovery: Recovery::new(now, rtt),
@@ -318,6 +325,25 @@ impl Connection {
         plain.clear();
         let ack_due = self.received.deadline().is_some_and(|t| t <= now);
         let may_send = self.window_is_open() && self.pacer.next() <= now;
+        if may_send
+            && self.probes == 0
+            && let Some(size) = self.mtu.probe(now)
+        {
+            frame::put(&Frame::Ping, plain);
+            plain.resize(self.capacity(usize::from(size)), 0);
+            self.mtu.probe_sent();
+            return self.seal(
+                now,
+                Outgoing {
+                    eliciting: true,
+                    mtu_probe: true,
+                    frames: SentFrames::default(),
+                },
+                plain,
+                out,
+                statistics,
+            );
+        }
         if self.probes > 0 || (may_send && self.has_data()) {
             // After two time-outs in a row, large packets may be what does not pass.
             let size = if self.probes > 0 && self.recovery.timeouts() > 1 {
@@ -331,25 +357,23 @@ impl Connection {
                 self.probes = self.probes.saturating_sub(1);
             }
             if !plain.is_empty() {
-                return self.seal(now, eliciting, false, frames, plain, out, statistics);
+                return self.seal(
+                    now,
+                    Outgoing {
+                        eliciting,
+                        mtu_probe: false,
+                        frames,
+                    },
+                    plain,
+                    out,
+                    statistics,
+                );
             }
         }
-        if may_send && let Some(size) = self.mtu.probe(now) {
-            plain.clear();
-            frame::put(&Frame::Ping, plain);
-            plain.resize(self.capacity(usize::from(size)), 0);
-            self.mtu.probe_sent();
-            return self.seal(
-                now,
-                true,
-                true,
-                SentFrames::default(),
-                plain,
-                out,
-                statistics,
-            );
-        }
-        if self.window_is_open() && !self.streams.has_pending() {
+        if self.window_is_open()
+            && !self.streams.has_pending()
+            && self.recovery.in_flight() < self.bbr.busy().max(u64::from(self.mtu.current()))
+        {
             self.recovery.set_app_limited();
         }
         if ack_due {
@@ -358,9 +382,11 @@ impl Connection {
             if self.received.put_ack(now, capacity, plain) {
                 return self.seal(
                     now,
-                    false,
-                    false,
-                    SentFrames::default(),
+                    Outgoing {
+                        eliciting: false,
+                        mtu_probe: false,
+                        frames: SentFrames::default(),
+                    },
                     plain,
                     out,
                     statistics,
@@ -414,9 +440,7 @@ impl Connection {
     fn seal(
         &mut self,
         now: Instant,
-        eliciting: bool,
-        mtu_probe: bool,
-        frames: SentFrames,
+        outgoing: Outgoing,
         plain: &[u8],
         out: &mut Vec<u8>,
         statistics: &mut TunnelStatistics,
@@ -432,6 +456,11 @@ impl Connection {
             out.clear();
             return None;
         }
+        let Outgoing {
+            eliciting,
+            mtu_probe,
+            frames,
+        } = outgoing;
         self.recovery
             .sent(now, out.len(), eliciting, mtu_probe, frames);
         if eliciting {
@@ -454,9 +483,11 @@ impl Connection {
         let mut out = Vec::new();
         let to = self.seal(
             now,
-            false,
-            false,
-            SentFrames::default(),
+            Outgoing {
+                eliciting: false,
+                mtu_probe: false,
+                frames: SentFrames::default(),
+            },
             &plain,
             &mut out,
             statistics,
@@ -487,5 +518,10 @@ impl Connection {
     /// Whom packets go to.
     pub(super) fn peer(&self) -> Endpoint {
         self.peer
+    }
+
+    #[cfg(test)]
+    pub(super) fn trace(&self) -> alloc::string::String {
+        alloc::format!("{} {:?}", self.bbr.trace(), self.mtu)
     }
 }

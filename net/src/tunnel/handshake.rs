@@ -53,6 +53,14 @@ struct Attempt {
     token: u64,
 }
 
+/// A handshake to be made.
+pub(super) struct Request {
+    /// What the new keys shall be called here.
+    pub(super) local: u32,
+    pub(super) purpose: Purpose,
+    pub(super) token: u64,
+}
+
 /// The initiator's side.
 #[derive(Default)]
 pub(super) struct Attempts(VecDeque<Attempt>);
@@ -72,11 +80,14 @@ impl Attempts {
         now: Instant,
         config: &TunnelConfig,
         random: &mut Random32,
-        local: u32,
-        purpose: Purpose,
-        token: u64,
+        request: &Request,
         out: &mut Vec<u8>,
     ) -> bool {
+        let &Request {
+            local,
+            purpose,
+            token,
+        } = request;
         let Ok(mut state) = noise::initiator(random, &config.private_key, &config.peer_public_key)
         else {
             return false;

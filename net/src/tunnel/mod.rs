@@ -29,7 +29,7 @@ use core::time::Duration;
 use crate::time::Instant;
 use connection::Connection;
 use frame::CloseReason;
-use handshake::{Agreed, Attempts, FirstMessage, Purpose, Refusal, Responder};
+use handshake::{Agreed, Attempts, FirstMessage, Purpose, Refusal, Request, Responder};
 use noise::Random32;
 pub use noise::public_key;
 pub use types::{
@@ -234,16 +234,9 @@ impl Tunnel {
         self.generation = self.generation.wrapping_add(1);
         self.statistics.connections += 1;
         log::info!("tunnel: up, peer at {}", agreed.from);
-        self.connection = Some(Box::new(Connection::new(
-            now,
-            &self.config,
-            matches!(self.role, Role::Initiator { .. }),
-            self.generation,
-            agreed.token,
-            agreed.session,
-            agreed.from,
-            (agreed.rtt > Duration::ZERO).then_some(agreed.rtt),
-        )));
+        let initiator = matches!(self.role, Role::Initiator { .. });
+        let connection = Connection::new(now, &self.config, initiator, self.generation, agreed);
+        self.connection = Some(Box::new(connection));
         self.events.push_back(Event::Up);
         true
     }
@@ -437,7 +430,11 @@ impl Tunnel {
             Some(connection) => (Purpose::Rekey, connection.token),
         };
         let moved = self.connection.as_ref().map(|c| c.peer());
-        let index = self.new_index();
+        let request = Request {
+            local: self.new_index(),
+            purpose,
+            token,
+        };
         let Role::Initiator {
             endpoint,
             attempts,
@@ -449,15 +446,7 @@ impl Tunnel {
         *next_attempt = now + self.config.handshake_retry;
         let to = moved.unwrap_or(*endpoint);
         let mut out = Vec::new();
-        if attempts.start(
-            now,
-            &self.config,
-            &mut self.random,
-            index,
-            purpose,
-            token,
-            &mut out,
-        ) {
+        if attempts.start(now, &self.config, &mut self.random, &request, &mut out) {
             self.statistics.handshakes_sent += 1;
             self.post(to, out);
         }
@@ -548,7 +537,7 @@ impl Tunnel {
             .map_or(0, |c| c.streams.write(id, data))
     }
 
-    /// Bytes that [`write`](Self::write) would take now. If that is little (below 16 KiB), [`Event::Writable`] follows when
+    /// Bytes that [`write`](Self::write) would take now. If that is little (below 8 KiB), [`Event::Writable`] follows when
     /// there is more; 0 for good when the stream is finished, reset or gone.
     pub fn writable(&mut self, id: StreamId) -> usize {
         self.connection

@@ -15,6 +15,7 @@ const RAISE: Duration = Duration::from_secs(600);
 /// Large packets lost in a row, with none later arriving, that mean a black hole.
 const BLACK_HOLE: u32 = 6;
 
+#[derive(Debug)]
 pub(super) struct PathMtu {
     current: u16,
     max: u16,
@@ -78,8 +79,10 @@ impl PathMtu {
     pub(super) fn probe_acked(&mut self, size: u32) {
         self.outstanding = false;
         self.failures = 0;
+        self.lost_in_a_row = 0;
         if let Ok(size) = u16::try_from(size) {
             self.current = self.current.max(size.min(self.max));
+            self.too_large = self.too_large.max(self.current + 1);
         }
     }
 
@@ -103,11 +106,12 @@ impl PathMtu {
 
     /// True if packets have to become smaller: large ones vanish while small ones arrive.
     pub(super) fn packet_lost(&mut self, number: u64, size: u32) -> bool {
-        if size <= u32::from(BASE_MTU) || self.largest_large_acked.is_some_and(|l| l > number) {
+        let later_arrived = self.largest_large_acked.is_some_and(|l| l > number);
+        if self.current == BASE_MTU || size <= u32::from(BASE_MTU) || later_arrived {
             return false;
         }
         self.lost_in_a_row += 1;
-        if self.lost_in_a_row < BLACK_HOLE || self.current == BASE_MTU {
+        if self.lost_in_a_row < BLACK_HOLE {
             return false;
         }
         self.too_large = self.current;

@@ -125,17 +125,6 @@ impl RangeSet {
     pub(super) fn drop_first(&mut self) {
         self.0.pop_front();
     }
-
-    /// Takes at most `limit` numbers off the lowest range.
-    pub(super) fn take_front(&mut self, limit: u64) -> Option<(u64, u64)> {
-        let first = self.0.front_mut()?;
-        let taken = (first.0, first.1.min(first.0.saturating_add(limit)));
-        first.0 = taken.1;
-        if first.0 >= first.1 {
-            self.0.pop_front();
-        }
-        Some(taken)
-    }
 }
 
 #[cfg(test)]
@@ -177,16 +166,5 @@ mod tests {
                 prop_assert!(pairs.windows(2).all(|w| w[0].1 < w[1].0), "{:?}", pairs);
             }
         }
-    }
-
-    #[test]
-    fn takes_from_the_front() {
-        let mut ranges = RangeSet::default();
-        ranges.insert(10, 20);
-        ranges.insert(30, 31);
-        assert_eq!(ranges.take_front(4), Some((10, 14)));
-        assert_eq!(ranges.take_front(100), Some((14, 20)));
-        assert_eq!(ranges.take_front(100), Some((30, 31)));
-        assert_eq!(ranges.take_front(100), None);
     }
 }

@@ -46,8 +46,8 @@ impl TunnelConfig {
             keepalive: Duration::from_millis(900),
             handshake_retry: Duration::from_secs(1),
             rekey_after: Duration::from_secs(15 * 60),
-            receive_memory: 16 << 20,
-            send_memory: 16 << 20,
+            receive_memory: 32 << 20,
+            send_memory: 32 << 20,
             max_streams: 16_384,
         }
     }

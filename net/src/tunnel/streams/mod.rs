@@ -15,8 +15,9 @@ use send::SendHalf;
 
 /// What either side may send on a stream before it hears of a larger window.
 const INITIAL_STREAM_WINDOW: u64 = 256 << 10;
-/// The window of a stream grows to this at most: 100 Mbit/s × 300 ms, and what queues.
-const MAX_STREAM_WINDOW: u64 = 8 << 20;
+/// The window of a stream grows to this at most: 100 Mbit/s × 300 ms is 3.75 MB, as much may queue, and twice that is
+/// held while something lost is on its way again.
+const MAX_STREAM_WINDOW: u64 = 16 << 20;
 /// A stream keeps this window however full the connection's memory is.
 const MIN_STREAM_WINDOW: u64 = 16 << 10;
 /// What either side may send over all streams before it hears of a larger window.
@@ -26,7 +27,7 @@ const INITIAL_STREAMS: u64 = 256;
 /// Bytes that each stream may hold for sending however much the others hold.
 const MIN_SEND_BUFFER: usize = 2 << 10;
 /// After a short write, room of so much is worth an event.
-const WORTHWHILE_ROOM: usize = 16 << 10;
+const WORTHWHILE_ROOM: usize = 8 << 10;
 
 /// Which queue a stream waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +124,6 @@ pub(super) struct Streams {
     control: VecDeque<Control>,
     max_data_queued: bool,
     max_streams_queued: bool,
-    waiting_for_room: VecDeque<u64>,
     events: VecDeque<Event>,
     pub(super) counters: StreamCounters,
 }
@@ -159,7 +159,6 @@ impl Streams {
             control: VecDeque::new(),
             max_data_queued: false,
             max_streams_queued: false,
-            waiting_for_room: VecDeque::new(),
             events: VecDeque::new(),
             counters: StreamCounters::default(),
         };
@@ -172,7 +171,7 @@ impl Streams {
     pub(super) fn set_window(&mut self, congestion_window: u64) {
         let window = usize::try_from(congestion_window).unwrap_or(usize::MAX);
         self.stream_buffer = window
-            .saturating_mul(2)
+            .saturating_mul(3)
             .clamp(256 << 10, self.send_memory.max(256 << 10));
         self.total_buffer = window.saturating_mul(4).clamp(1 << 20, self.send_memory);
     }
@@ -264,19 +263,18 @@ impl Streams {
         };
         if room < WORTHWHILE_ROOM
             && let Some(stream) = self.live(id)
-            && !stream.wants_room
         {
             stream.wants_room = true;
-            self.waiting_for_room.push_back(id.number());
         }
         room
     }
 
+    /// A stream may hold as much as is left for all: so one alone may hold half, and many get about the same each.
     fn room(&self, stream: &Stream) -> usize {
-        let held = stream.send.held();
-        let shared = self.total_buffer.saturating_sub(self.held);
-        let own = MIN_SEND_BUFFER.saturating_sub(held);
-        self.stream_buffer.saturating_sub(held).min(shared.max(own))
+        let free = self.total_buffer.saturating_sub(self.held);
+        self.stream_buffer
+            .min(free.max(MIN_SEND_BUFFER))
+            .saturating_sub(stream.send.held())
     }
 
     pub(super) fn write(&mut self, id: StreamId, data: &[u8]) -> usize {

@@ -207,11 +207,6 @@ impl ReceiveHalf {
         self.limit
     }
 
-    /// The window told last: to tell it again.
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// Data of a stream that was reset here: counted, not kept.
     pub(super) fn discard(&mut self, end: u64, finished: bool) -> Result<u64, Violation> {
         let advanced = self.check(end, finished)?;

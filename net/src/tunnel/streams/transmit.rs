@@ -226,7 +226,7 @@ impl Streams {
                 let free = self
                     .receive_memory
                     .saturating_sub(self.received - self.consumed);
-                let max = (free / 4).clamp(MIN_STREAM_WINDOW, MAX_STREAM_WINDOW);
+                let max = (free / 2).clamp(MIN_STREAM_WINDOW, MAX_STREAM_WINDOW);
                 let Some(stream) = self.streams.get_mut(&number) else {
                     return;
                 };
@@ -329,16 +329,6 @@ impl Streams {
         if freed > 0 {
             self.held = self.held.saturating_sub(freed);
             self.offer_room(number);
-            // Room that others wait for, in the order of their coming.
-            while self.total_buffer.saturating_sub(self.held) >= WORTHWHILE_ROOM
-                && let Some(waiting) = self.waiting_for_room.pop_front()
-            {
-                self.offer_room(waiting);
-                if self.streams.get(&waiting).is_some_and(|s| s.wants_room) {
-                    // Its own buffer is full: its own acknowledgements will tell it.
-                    break;
-                }
-            }
         }
         self.remove_if_done(number);
     }
@@ -347,7 +337,9 @@ impl Streams {
         let Some(stream) = self.streams.get(&number) else {
             return;
         };
-        if !stream.wants_room || self.room(stream) < WORTHWHILE_ROOM {
+        // With nothing of its own under way nothing else would wake it: there is a little room at least.
+        let worthwhile = self.room(stream) >= WORTHWHILE_ROOM || stream.send.held() == 0;
+        if !stream.wants_room || !worthwhile {
             return;
         }
         let id = self.id(number);

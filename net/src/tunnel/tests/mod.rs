@@ -28,16 +28,18 @@ fn config_of(own: u8, peer: u8) -> TunnelConfig {
 struct End {
     tunnel: Tunnel,
     address: Endpoint,
+    is_core: bool,
     events: Vec<Event>,
     /// What goes out on each stream: bytes left, and the generator that makes them.
     sending: BTreeMap<StreamId, Sending>,
-    /// What came in on each stream: the next expected byte.
-    receiving: BTreeMap<StreamId, Receiving>,
+    /// What came in on each stream of this connection, by its number.
+    receiving: BTreeMap<u64, Receiving>,
     /// Leave streams unread.
     lazy: bool,
     /// Answer each opened stream with this many bytes.
     answer: Option<u64>,
     down: Vec<DownReason>,
+    down_at: Option<Instant>,
     ups: usize,
 }
 
@@ -80,12 +82,14 @@ impl End {
         End {
             tunnel,
             address,
+            is_core: address == CORE,
             events: Vec::new(),
             sending: BTreeMap::new(),
             receiving: BTreeMap::new(),
             lazy: false,
             answer: None,
             down: Vec::new(),
+            down_at: None,
             ups: 0,
         }
     }
@@ -99,7 +103,7 @@ impl End {
 
     fn send_on(&mut self, id: StreamId, length: u64) {
         let pattern = Pattern {
-            stream: id.number() * 2 + u64::from(self.address == CORE),
+            stream: id.number() * 2 + u64::from(self.is_core),
             offset: 0,
         };
         self.sending.insert(
@@ -135,9 +139,9 @@ impl End {
 
     fn pull(&mut self, now: Instant, id: StreamId) {
         let mut buffer = vec![0; 10_000];
-        let receiving = self.receiving.entry(id).or_default();
+        let receiving = self.receiving.entry(id.number()).or_default();
         let mut pattern = Pattern {
-            stream: id.number() * 2 + u64::from(self.address == BRANCH),
+            stream: id.number() * 2 + u64::from(!self.is_core),
             offset: receiving.length,
         };
         loop {
@@ -167,13 +171,17 @@ impl End {
     fn handle_events(&mut self, now: Instant) {
         while let Some(event) = self.tunnel.poll_event() {
             match event {
-                Event::Up => self.ups += 1,
+                Event::Up => {
+                    self.ups += 1;
+                    self.receiving.clear();
+                }
                 Event::Down(reason) => {
                     self.down.push(reason);
+                    self.down_at = Some(now);
                     self.sending.clear();
                 }
                 Event::Opened(id) => {
-                    self.receiving.insert(id, Receiving::default());
+                    self.receiving.insert(id.number(), Receiving::default());
                     if let Some(length) = self.answer {
                         self.send_on(id, length);
                     }
@@ -181,7 +189,7 @@ impl End {
                 Event::Readable(id) if !self.lazy => self.pull(now, id),
                 Event::Writable(id) => self.push(id),
                 Event::Reset(id, code) => {
-                    self.receiving.entry(id).or_default().reset = Some(code);
+                    self.receiving.entry(id.number()).or_default().reset = Some(code);
                     self.sending.remove(&id);
                 }
                 Event::Readable(_) | Event::WrongKey(_) => {}
@@ -191,12 +199,12 @@ impl End {
     }
 
     fn received(&self, id: StreamId) -> u64 {
-        self.receiving.get(&id).map_or(0, |r| r.length)
+        self.receiving.get(&id.number()).map_or(0, |r| r.length)
     }
 
     fn has_all(&self, id: StreamId, length: u64) -> bool {
         self.receiving
-            .get(&id)
+            .get(&id.number())
             .is_some_and(|r| r.finished && r.length == length)
     }
 }
@@ -268,6 +276,8 @@ impl World {
         self.branch.handle_events(self.now);
         self.core.handle_events(self.now);
         self.transmit();
+        self.branch.handle_events(self.now);
+        self.core.handle_events(self.now);
         let next = [
             self.up.next(),
             self.down.next(),

@@ -194,7 +194,7 @@ impl Encoder {
         if found.len < LONG && !self.copying {
             self.since_short = 0;
         }
-        self.copying = found.len > len || self.search.live;
+        self.copying = found.len > len || (self.search.live && self.search.far.len() == 1);
         let bytes = self.pending.get(..len).unwrap_or(&[]);
         let digest = sender.digest.digest(bytes);
         let start = out.len();

@@ -42,7 +42,7 @@ impl SenderConfig {
     pub fn with_memory(memory: usize) -> Self {
         SenderConfig {
             memory,
-            index_memory: memory / 16,
+            index_memory: memory / 32,
             flow_credit: 4 << 20,
             total_credit: (memory / 4).max(1 << 20),
         }

@@ -204,27 +204,21 @@ impl<'h> Machine<'h> {
 
     /// Puts the vCPU at a kernel's first instruction; what `entry` does not say is as after reset.
     pub fn set_entry(&mut self, entry: &EntryState) {
-        let segment = |from: load::Segment| Segment {
-            selector: from.selector,
-            attributes: from.attributes,
-            limit: from.limit,
-            base: from.base,
-        };
         let table = |from: load::TableRegister| Segment {
             limit: from.limit.into(),
             base: from.base,
             ..Segment::default()
         };
-        let data = segment(entry.data);
+        let data = entry.data;
         self.vcpu.set_system(&System {
-            cs: segment(entry.cs),
+            cs: entry.cs,
             ss: data,
             ds: data,
             es: data,
             fs: data,
             gs: data,
-            ldtr: segment(entry.ldtr),
-            tr: segment(entry.tr),
+            ldtr: entry.ldtr,
+            tr: entry.tr,
             gdtr: table(entry.gdtr),
             idtr: table(entry.idtr),
             cr0: entry.cr0,

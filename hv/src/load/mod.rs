@@ -7,23 +7,11 @@ use core::fmt;
 
 use crate::mem::{GuestMemory, OutOfGuest};
 
+pub use crate::cpu::Segment;
+
 pub mod bzimage;
 pub mod memory_map;
 pub mod multiboot;
-
-/// A segment register with its hidden part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Attributes as in descriptor bits 40–47 (type, S, DPL, P: bits 0–7 here) and 52–55 (AVL, L, D/B, G: bits 8–11 here).
-    /// This is the packed form of the VMCB (APM vol. 2, 15.5.1).
-    pub attributes: u16,
-    /// Limit in bytes, granularity applied: the last valid offset.
-    pub limit: u32,
-    /// Linear base address.
-    pub base: u64,
-}
 
 impl Segment {
     /// Flat code, 64 bits, ring 0, accessed.

@@ -115,8 +115,8 @@ impl Toolchain {
             .args(["--target", TARGET, "--target-dir"])
             .arg(target);
         let mut flags = self.remapped_paths(workspace)?;
-        // The PE header's time stamp becomes a hash of the content.
-        flags.push("-Clink-arg=/Brepro".into());
+        // The PE header's time stamp becomes a hash of the content; without a PDB, whose identity would depend on where it is built.
+        flags.extend(["-Clink-arg=/Brepro".into(), "-Clink-arg=/DEBUG:NONE".into()]);
         if warnings_are_errors {
             flags.push("-Dwarnings".into());
         }

@@ -48,6 +48,8 @@ pub struct Setup {
     pub cpu_features: Vec<String>,
     /// How many network cards.
     pub nics: usize,
+    /// Tells this box's MAC addresses from another box's on the same network.
+    pub number: u8,
     /// Text that a problem must contain to be expected. Any other problem fails the test at once.
     pub problems: Vec<String>,
     /// Text that a console line with "FAILED" or "panicked" must contain to be expected.
@@ -63,6 +65,7 @@ impl Setup {
             cut: None,
             cpu_features: Vec::new(),
             nics: 2,
+            number: 0,
             problems: Vec::new(),
             alarms: Vec::new(),
         }
@@ -112,7 +115,7 @@ impl Setup {
             .zip(&wires)
             .take(self.nics)
             .map(|((name, last), wire)| Nic {
-                mac: [0x52, 0x54, 0, 0, 0, last],
+                mac: [0x52, 0x54, 0, 0, self.number, last],
                 wire: wire.qemu_side(folder, name),
             })
             .collect();

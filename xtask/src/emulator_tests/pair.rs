@@ -75,7 +75,9 @@ fn start(trial: &Trial<'_>, branch: &KeyPair, expected: &KeyPair) -> Result<Pair
         core_keys.private, expected.public
     );
     let branch = Setup::new(branch_config).start_as(trial, "branch")?;
-    let core = Setup::new(core_config).start_as(trial, "core")?;
+    let mut core = Setup::new(core_config);
+    core.number = 1;
+    let core = core.start_as(trial, "core")?;
     let line = Line::between(branch.wan.clone(), core.wan.clone());
     Ok(Pair { branch, core, line })
 }

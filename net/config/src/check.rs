@@ -32,6 +32,14 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), ConfigError> {
         );
     }
     let own = config.management.address;
+    let listen = config.listen.ip();
+    if !listen.is_unspecified() && *listen != own.address() {
+        let message = format!(
+            "the box has no address {listen} to listen at; write listen = \"0.0.0.0:{}\"",
+            config.listen.port()
+        );
+        return fault(&[Key("listen")], message);
+    }
     if let Some(gateway) = config.management.gateway
         && (!own.is_neighbour(gateway) || gateway == own.address())
     {
@@ -53,6 +61,11 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), ConfigError> {
     }
     for (index, peer) in config.peers.iter().enumerate() {
         check_peer(text, config, index, peer)?;
+    }
+    if config.peers.len() > 1 {
+        let message =
+            String::from("a box has one peer in this version; leave one [[peer]] in the file");
+        return fault(&[Key("peer"), Index(1)], message);
     }
     config
         .guest

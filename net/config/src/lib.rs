@@ -44,7 +44,8 @@ pub struct Config {
     pub role: Role,
     /// This box's X25519 private key.
     pub private_key: PrivateKey,
-    /// Where a core listens for its branches (UDP). A branch listens nowhere.
+    /// Where a core listens for its branches (UDP): `0.0.0.0` or its management address, and a port. A branch listens
+    /// nowhere.
     #[serde(default = "default_listen")]
     pub listen: SocketAddrV4,
     /// The box's own address on the network it bridges.
@@ -52,7 +53,7 @@ pub struct Config {
     /// Which network port is which.
     #[serde(default)]
     pub ports: Ports,
-    /// The other ends of the tunnel.
+    /// The other end of the tunnel: none or one in this version.
     #[serde(default, rename = "peer")]
     pub peers: Vec<Peer>,
     /// The dictionary.

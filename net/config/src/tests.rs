@@ -185,6 +185,12 @@ fn keys_that_do_not_go_together_are_named() {
         7,
         &["two different ports"],
     );
+    refuses(
+        "[management]",
+        "listen = \"10.77.9.9:3301\"\n[management]",
+        3,
+        &["10.77.9.9", "0.0.0.0:3301"],
+    );
     refuses("head-office", "head office", 9, &["not a name"]);
 }
 
@@ -198,10 +204,9 @@ fn two_peers_share_neither_name_nor_key_nor_prefix() {
         Config::parse(&text).map_err(|error| (error.line().unwrap(), error.to_string()))
     };
     let key_c = "AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwM=";
-    assert_eq!(
-        second("second", key_c, "10.78.0.0/16").unwrap().peers.len(),
-        2
-    );
+    let (line, message) = second("second", key_c, "10.78.0.0/16").unwrap_err();
+    assert_eq!(line, 17);
+    assert!(message.contains("one peer"), "{message}");
     assert_eq!(
         second("head-office", key_c, "10.78.0.0/16").unwrap_err().0,
         18

@@ -11,15 +11,17 @@ extern crate std;
 
 pub mod dedup;
 pub mod engine;
+pub mod flow;
 mod hash;
 mod management;
 mod outbox;
-mod switch;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod switch;
 pub mod time;
 pub mod tunnel;
 mod wire;
 
 pub use engine::{Engine, EngineParts, Statistics};
 pub use switch::Port;
+pub use wire::FlowKey;

@@ -12,11 +12,11 @@ use crate::{Config, Guest, Peer, Role};
 const MIN_GUEST_MIB: u64 = 16;
 
 /// The least dictionary worth having.
-const MIN_STORE_MIB: u64 = 4;
+pub(crate) const MIN_STORE_MIB: u64 = 4;
 
 /// One step from a table to what is in it.
 #[derive(Clone, Copy)]
-enum Step<'a> {
+pub(crate) enum Step<'a> {
     Key(&'a str),
     Index(usize),
 }
@@ -59,8 +59,8 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), ConfigError> {
             format!("a dictionary of {memory} is of no use; give it at least {MIN_STORE_MIB}M");
         return fault(&[Key("store"), Key("memory")], message);
     }
-    for (index, peer) in config.peers.iter().enumerate() {
-        check_peer(text, config, index, peer)?;
+    for index in 0..config.peers.len() {
+        check_peer(text, config.role, &config.peers, index, true)?;
     }
     if config.peers.len() > 1 {
         let message =
@@ -73,7 +73,17 @@ pub(crate) fn check(text: &str, config: &Config) -> Result<(), ConfigError> {
         .map_or(Ok(()), |guest| check_guest(text, config, guest))
 }
 
-fn check_peer(text: &str, config: &Config, index: usize, peer: &Peer) -> Result<(), ConfigError> {
+/// Checks the peer at `index`. A box (`needs_prefixes`) of a branch must know what each peer serves.
+pub(crate) fn check_peer(
+    text: &str,
+    role: Role,
+    peers: &[Peer],
+    index: usize,
+    needs_prefixes: bool,
+) -> Result<(), ConfigError> {
+    let Some(peer) = peers.get(index) else {
+        return Ok(());
+    };
     let fault = |key, message| Err(at(text, &[Key("peer"), Index(index), Key(key)], message));
     let name = &peer.name;
     if name.is_empty()
@@ -86,7 +96,7 @@ fn check_peer(text: &str, config: &Config, index: usize, peer: &Peer) -> Result<
             format!("`{name}` is not a name; use letters, digits, `-`, `_` and `.`"),
         );
     }
-    let earlier = config.peers.get(..index).unwrap_or_default();
+    let earlier = peers.get(..index).unwrap_or_default();
     if earlier.iter().any(|other| other.name == *name) {
         return fault(
             "name",
@@ -102,7 +112,7 @@ fn check_peer(text: &str, config: &Config, index: usize, peer: &Peer) -> Result<
             format!("peer `{name}` has the public key of another peer; each has its own"),
         );
     }
-    match (config.role, peer.endpoint) {
+    match (role, peer.endpoint) {
         (Role::Branch, None) => {
             let message = format!(
                 "a branch must know where peer `{name}` is; add endpoint = \"10.77.2.1:3301\""
@@ -118,7 +128,7 @@ fn check_peer(text: &str, config: &Config, index: usize, peer: &Peer) -> Result<
                 );
                 return fault("endpoint", message);
             }
-            if peer.prefixes.is_empty() {
+            if needs_prefixes && peer.prefixes.is_empty() {
                 let message = format!(
                     "nothing would be optimised for peer `{name}`; add prefixes = [\"10.77.2.0/24\"]"
                 );
@@ -173,7 +183,7 @@ fn check_guest(text: &str, config: &Config, guest: &Guest) -> Result<(), ConfigE
 }
 
 /// An error at the value that `path` leads to, or at the last step of the way that the file has.
-fn at(text: &str, path: &[Step<'_>], message: String) -> ConfigError {
+pub(crate) fn at(text: &str, path: &[Step<'_>], message: String) -> ConfigError {
     match DeTable::parse(text)
         .ok()
         .and_then(|table| offset_of(table.get_ref(), path))

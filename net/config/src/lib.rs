@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod check;
 mod error;
+mod program;
 mod values;
 
 use alloc::string::String;
@@ -18,6 +19,7 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 use serde::Deserialize;
 
 pub use error::ConfigError;
+pub use program::{ProgramConfig, ProgramManagement, ProgramStore, Proxy};
 pub use values::{ByteSize, Ipv4Cidr, Ipv4Interface, MacAddress, PrivateKey, PublicKey};
 
 /// UDP port of the tunnel unless `listen` says otherwise.

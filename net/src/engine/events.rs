@@ -2,17 +2,11 @@
 
 use super::Engine;
 use super::flow::{End, Stage};
-use super::message::{self, CONTROL, Code, OPEN, OPEN_LEN};
+use super::message::Code;
 use super::table::Slot;
+use crate::flow::newcomer::{Greeting, Newcomer};
 use crate::time::Instant;
 use crate::tunnel::{DownReason, Event, StreamId};
-
-/// A stream that the peer opened and that has not yet said what it is.
-#[derive(Clone, Copy, Default)]
-pub struct Newcomer {
-    message: [u8; OPEN_LEN],
-    len: usize,
-}
 
 impl Engine {
     /// Handles everything that the tunnel has to tell.
@@ -167,41 +161,17 @@ impl Engine {
         let (Some(newcomer), Some(link)) = (self.newcomers.get_mut(&stream), &mut self.link) else {
             return;
         };
-        loop {
-            // One byte, then as many as that one calls for.
-            let want = match newcomer.message.first() {
-                Some(&OPEN) if newcomer.len > 0 => OPEN_LEN,
-                _ => 1,
-            };
-            if newcomer.len >= want {
-                break;
-            }
-            let Some(room) = newcomer.message.get_mut(newcomer.len..want) else {
-                return;
-            };
-            let read = link.tunnel.read(stream, room);
-            newcomer.len += read.len;
-            if read.len == 0 {
-                if read.finished {
-                    break;
-                }
-                return;
-            }
-        }
-        let newcomer = *newcomer;
+        let Some(greeting) = newcomer.greet(&mut link.tunnel, stream) else {
+            return;
+        };
         self.newcomers.remove(&stream);
-        let result = match newcomer.message.first() {
-            Some(&CONTROL) if newcomer.len == 1 => match link.set_theirs(stream) {
+        let result = match greeting {
+            Greeting::Control => match link.set_theirs(stream) {
                 Ok(()) => return,
                 Err(_) => Err(Code::Protocol),
             },
-            Some(&OPEN) if newcomer.len == OPEN_LEN => {
-                match message::decode_open(&newcomer.message) {
-                    Some(key) => self.open_for_peer(now, stream, key),
-                    None => Err(Code::Protocol),
-                }
-            }
-            _ => Err(Code::Protocol),
+            Greeting::Open(key) => self.open_for_peer(now, stream, key),
+            Greeting::Nonsense => Err(Code::Protocol),
         };
         if let Err(code) = result {
             if code == Code::Protocol {

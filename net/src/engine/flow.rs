@@ -3,14 +3,13 @@
 //! Back-pressure: bytes are taken from the host only when what was encoded before has been taken by the tunnel, and from
 //! the tunnel only when the host has taken what was decoded before. So each side's windows bound what is held here.
 
-use alloc::vec::Vec;
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use super::link::Link;
 use super::message::{Code, OPENED};
-use super::tcp::{Incoming, Phase, Tcp, Way};
-use crate::dedup::{Decoder, Encoder, Flush};
+use super::tcp::{Phase, Tcp, Way};
+use crate::flow::Pump;
 use crate::outbox::Outbox;
 use crate::time::Instant;
 use crate::tunnel::StreamId;
@@ -24,9 +23,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the end of a finished stream may take to be decoded (it may have to be fetched again).
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Bytes moved each way before another flow has its turn.
-const TURN: usize = 64 * 1024;
 
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,27 +104,10 @@ pub struct Flow {
     pub quote: Option<Quote>,
     /// When the present stage has taken too long.
     pub deadline: Option<Instant>,
-    encoder: Encoder,
-    decoder: Decoder,
-    /// Encoded bytes that the tunnel has not yet taken, from `taken` on.
-    outgoing: Vec<u8>,
-    taken: usize,
-    /// The host has finished and everything it sent is encoded.
-    host_finished: bool,
-    /// The stream is finished from this side.
-    stream_finished: bool,
-    /// The peer has finished the stream and everything in it is decoded or in the decoder.
-    peer_finished: bool,
-    /// The connection to the host is finished from this side.
-    finished_to_host: bool,
-    /// The encoder takes nothing before the peer has confirmed more.
-    needs_credit: bool,
+    /// The coders, and what they do with the stream.
+    pub pump: Pump,
     /// The engine knows that the flow awaits a control message.
     pub is_listed: bool,
-    /// Payload bytes taken from the host.
-    pub from_host: u64,
-    /// Payload bytes given to the host.
-    pub to_host: u64,
 }
 
 impl Flow {
@@ -156,24 +135,14 @@ impl Flow {
             memory,
             quote: None,
             deadline,
-            encoder: Encoder::new(&mut link.sender),
-            decoder: Decoder::new(&link.receiver),
-            outgoing: Vec::new(),
-            taken: 0,
-            host_finished: false,
-            stream_finished: false,
-            peer_finished: false,
-            finished_to_host: false,
-            needs_credit: false,
+            pump: Pump::new(stream, link),
             is_listed: false,
-            from_host: 0,
-            to_host: 0,
         }
     }
 
     /// Queues bytes for the stream that are no dedup blocks.
     pub fn queue(&mut self, bytes: &[u8]) {
-        self.outgoing.extend_from_slice(bytes);
+        self.pump.queue(bytes);
     }
 
     /// Core: the server's MAC address is known; the connection is opened.
@@ -187,8 +156,7 @@ impl Flow {
     pub fn abort(&mut self) {
         self.tcp.abort();
         self.stage = Stage::Resetting;
-        self.outgoing = Vec::new();
-        self.taken = 0;
+        self.pump.clear();
     }
 
     /// Does what there is to do.
@@ -262,7 +230,7 @@ impl Flow {
             Stage::Resolving { .. } | Stage::Connecting => Code::Unreachable,
             Stage::Asking => Code::Abandoned,
             Stage::Accepting => Code::HostReset,
-            Stage::Open if self.peer_finished && !self.decoder.is_complete() => Code::Undecodable,
+            Stage::Open if self.pump.awaits_last_bytes() => Code::Undecodable,
             Stage::Open | Stage::Closing | Stage::Resetting => return None,
         };
         link.tunnel.reset(self.stream, code.into());
@@ -290,7 +258,7 @@ impl Flow {
     }
 
     fn asking(&mut self, now: Instant, link: &mut Link) -> Result<bool, End> {
-        self.flush(link);
+        self.pump.flush(link);
         let mut answer = [0];
         let read = link.tunnel.read(self.stream, &mut answer);
         if read.len == 0 && !read.finished {
@@ -308,155 +276,26 @@ impl Flow {
 
     /// Moves bytes both ways. Gives whether there is more to do at once; an error resets the flow on both sides.
     fn pump(&mut self, now: Instant, link: &mut Link) -> Result<bool, Code> {
-        let up = self.pump_up(link);
-        let down = self.pump_down(link)?;
-        if self.stage == Stage::Open
-            && self.host_finished
-            && self.stream_finished
-            && self.finished_to_host
-        {
+        let up = self.pump.up(&mut self.tcp, link);
+        let down = self.pump.down(&mut self.tcp, link)?;
+        if self.stage == Stage::Open && self.pump.is_finished() {
             // The host may take its time over what waits for it; one that is gone is given up by `tcp`.
             self.stage = Stage::Closing;
         }
-        if self.peer_finished && !self.decoder.is_complete() && self.deadline.is_none() {
+        if self.pump.awaits_last_bytes() && self.deadline.is_none() {
             self.deadline = Some(now + DECODE_TIMEOUT);
         }
         Ok(up || down)
     }
 
-    /// Gives the tunnel what is encoded. `true`: it has taken everything.
-    fn flush(&mut self, link: &mut Link) -> bool {
-        while let Some(rest) = self
-            .outgoing
-            .get(self.taken..)
-            .filter(|rest| !rest.is_empty())
-        {
-            let taken = link.tunnel.write(self.stream, rest);
-            if taken == 0 {
-                return false;
-            }
-            self.taken += taken;
-        }
-        self.outgoing.clear();
-        self.taken = 0;
-        true
-    }
-
-    /// Moves bytes from the host to the tunnel.
-    fn pump_up(&mut self, link: &mut Link) -> bool {
-        let mut moved = 0;
-        loop {
-            if !self.flush(link) {
-                return false;
-            }
-            if self.host_finished {
-                if !self.stream_finished {
-                    link.tunnel.finish(self.stream);
-                    self.stream_finished = true;
-                }
-                return false;
-            }
-            if moved >= TURN {
-                return true;
-            }
-            let waiting = self.tcp.readable();
-            let credit = self.encoder.writable(&link.sender);
-            self.needs_credit = waiting > 0 && credit == 0;
-            let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
-            let incoming = self.tcp.read(|bytes| {
-                // The ring's end cuts what waits in two: only the last piece is flushed.
-                let flush = if bytes.len() == waiting {
-                    Flush::Yes
-                } else {
-                    Flush::No
-                };
-                encoder.encode(&mut link.sender, bytes, flush, outgoing)
-            });
-            match incoming {
-                Incoming::Bytes(0) if self.outgoing.is_empty() => return false,
-                Incoming::Bytes(taken) => {
-                    moved += taken;
-                    self.from_host += taken as u64;
-                }
-                Incoming::Finished => {
-                    self.encoder
-                        .encode(&mut link.sender, &[], Flush::Yes, &mut self.outgoing);
-                    self.host_finished = !self.encoder.has_pending();
-                    if !self.host_finished {
-                        self.needs_credit = true;
-                        return false;
-                    }
-                }
-                // `ended` sees what it was.
-                Incoming::Closed => return false,
-            }
-        }
-    }
-
-    /// Moves bytes from the tunnel to the host.
-    fn pump_down(&mut self, link: &mut Link) -> Result<bool, Code> {
-        let mut moved = 0;
-        loop {
-            // Also lets a decoder go on that waited for room, or for the control stream.
-            self.push(link, 0)?;
-            let ready = self.decoder.pop();
-            if !ready.is_empty() {
-                let taken = self.tcp.write(ready);
-                let all = taken == ready.len();
-                self.decoder.consume(taken);
-                self.to_host += taken as u64;
-                moved += taken;
-                if !all {
-                    // The host's window is full: its ACK calls again.
-                    return Ok(false);
-                }
-                continue;
-            }
-            if self.peer_finished {
-                if self.decoder.is_complete() && !self.finished_to_host {
-                    self.tcp.finish();
-                    self.finished_to_host = true;
-                }
-                return Ok(false);
-            }
-            if moved >= TURN {
-                return Ok(true);
-            }
-            let room = self.decoder.room().min(link.scratch.len());
-            let Some(buffer) = link.scratch.get_mut(..room).filter(|it| !it.is_empty()) else {
-                return Ok(false);
-            };
-            let read = link.tunnel.read(self.stream, buffer);
-            self.peer_finished = read.finished;
-            self.push(link, read.len)?;
-            if read.len == 0 && !read.finished {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Decodes the first `len` bytes of the link's scratch buffer.
-    fn push(&mut self, link: &mut Link, len: usize) -> Result<(), Code> {
-        let wire = link.scratch.get(..len).unwrap_or_default();
-        match self.decoder.push(&mut link.receiver, wire) {
-            Ok(taken) if taken == len => Ok(()),
-            Ok(_) => Err(Code::Undecodable),
-            Err(error) => {
-                log::warn!("{:?}: {error}", self.key);
-                Err(Code::Undecodable)
-            }
-        }
-    }
-
     /// Whether only a control message of the peer can let the flow go on.
     pub fn awaits_control(&self) -> bool {
-        self.needs_credit || self.decoder.is_waiting()
+        self.pump.awaits_control()
     }
 
     /// Gives up the flow's place in the dictionaries.
     pub fn close(self, link: &mut Link) {
-        self.encoder.close(&mut link.sender);
-        self.decoder.close(&mut link.receiver);
+        self.pump.close(link);
     }
 
     /// Whether the connection to the host is over, and how. If it was reset, so is the stream.
@@ -464,9 +303,9 @@ impl Flow {
         if !matches!(self.stage, Stage::Open | Stage::Closing) {
             return None;
         }
-        let in_order = self.host_finished && self.finished_to_host;
+        let in_order = self.pump.is_in_order();
         match self.tcp.phase() {
-            Phase::TimeWait | Phase::Closed if in_order && self.stream_finished => {
+            Phase::TimeWait | Phase::Closed if in_order && self.pump.is_finished() => {
                 Some(End::Finished)
             }
             Phase::Closed if !in_order && !self.tcp.owes_reset() => {

@@ -7,8 +7,6 @@ mod events;
 mod flow;
 mod intercept;
 mod lingering;
-mod link;
-mod message;
 mod policy;
 mod statistics;
 mod table;
@@ -29,7 +27,8 @@ use crate::time::Instant;
 use crate::tunnel::{Endpoint, State, StreamId, TunnelConfig};
 use crate::wire::{self, Frame, Mac, Payload};
 
-use events::Newcomer;
+use crate::flow::newcomer::Newcomer;
+use crate::flow::{link, message};
 use flow::Next;
 use lingering::Lingering;
 use link::{Ends, Link};
@@ -263,10 +262,10 @@ impl Engine {
             turns += 1;
             self.refresh_way(now, &mut flow);
             let Some(link) = &mut self.link else { break };
-            let (from, to) = (flow.from_host, flow.to_host);
+            let (from, to) = (flow.pump.from_host, flow.pump.to_host);
             let next = flow.turn(now, link, &mut self.outbox);
-            self.counters.flows.from_hosts += flow.from_host - from;
-            self.counters.flows.to_hosts += flow.to_host - to;
+            self.counters.flows.from_hosts += flow.pump.from_host - from;
+            self.counters.flows.to_hosts += flow.pump.to_host - to;
             match next {
                 Next::Again => {
                     self.flows.put_back(slot, flow, None);

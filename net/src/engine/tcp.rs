@@ -12,6 +12,7 @@ use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, S
 use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
 
+use crate::flow::{Host, Incoming};
 use crate::outbox::Outbox;
 use crate::switch::Ports;
 use crate::time::Instant;
@@ -43,17 +44,6 @@ pub enum Phase {
     /// Both ways are closed in order. What is left to do is answer a late FIN.
     TimeWait,
     /// There is no connection (any more).
-    Closed,
-}
-
-/// What reading gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Incoming {
-    /// So many bytes were taken; 0: there is none now.
-    Bytes(usize),
-    /// The host has finished, and everything was taken.
-    Finished,
-    /// The connection is not open.
     Closed,
 }
 
@@ -249,8 +239,14 @@ impl Tcp {
         self.host_isn
     }
 
-    /// Hands bytes from the host, oldest first, to `take`, which gives how many it took.
-    pub fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming {
+    /// Resets the connection.
+    pub fn abort(&mut self) {
+        self.socket().abort();
+    }
+}
+
+impl Host for Tcp {
+    fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming {
         let result = self.socket().recv(|bytes| {
             let taken = take(bytes).min(bytes.len());
             (taken, taken)
@@ -262,24 +258,16 @@ impl Tcp {
         }
     }
 
-    /// How many bytes from the host wait to be read.
-    pub fn readable(&self) -> usize {
+    fn readable(&mut self) -> usize {
         self.socket_ref().recv_queue()
     }
 
-    /// Takes bytes for the host; gives how many there was room for.
-    pub fn write(&mut self, bytes: &[u8]) -> usize {
+    fn write(&mut self, bytes: &[u8]) -> usize {
         self.socket().send_slice(bytes).unwrap_or(0)
     }
 
-    /// Closes the way to the host, after what was written.
-    pub fn finish(&mut self) {
+    fn finish(&mut self) {
         self.socket().close();
-    }
-
-    /// Resets the connection.
-    pub fn abort(&mut self) {
-        self.socket().abort();
     }
 }
 

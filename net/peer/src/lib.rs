@@ -1,0 +1,10 @@
+//! The engine as a Linux program: the box's tunnel, dictionary and flow protocol, with ordinary sockets in place of a bridge.
+//! `docs/peer.md` says how it is used.
+#![forbid(unsafe_code)]
+
+mod flow;
+mod hub;
+mod metrics;
+mod program;
+
+pub use program::{Program, StartError, keygen};

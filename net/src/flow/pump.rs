@@ -1,0 +1,247 @@
+//! The half of a flow that knows no sockets: a stream of the tunnel, and the dedup coders between it and a host.
+//!
+//! Back-pressure: bytes are taken from the host only when what was encoded before has been taken by the tunnel, and from
+//! the tunnel only when the host has taken what was decoded before. So each side's windows bound what is held here.
+
+use alloc::vec::Vec;
+
+use super::link::Link;
+use super::message::Code;
+use crate::dedup::{Decoder, Encoder, FlowStatistics, Flush};
+use crate::tunnel::StreamId;
+
+/// Bytes moved each way before another flow has its turn.
+const TURN: usize = 64 * 1024;
+
+/// What reading from a host gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// So many bytes were taken; 0: there is none now.
+    Bytes(usize),
+    /// The host has finished, and everything was taken.
+    Finished,
+    /// The connection is not open.
+    Closed,
+}
+
+/// A TCP connection to a host: what is read and written here.
+pub trait Host {
+    /// How many bytes from the host wait to be read.
+    fn readable(&mut self) -> usize;
+    /// Hands bytes from the host, oldest first, to `take`, which gives how many it took.
+    fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming;
+    /// Takes bytes for the host; gives how many there was room for.
+    fn write(&mut self, bytes: &[u8]) -> usize;
+    /// Closes the way to the host, after what was written.
+    fn finish(&mut self);
+}
+
+/// A flow's coders and stream.
+pub struct Pump {
+    stream: StreamId,
+    encoder: Encoder,
+    decoder: Decoder,
+    /// Encoded bytes that the tunnel has not yet taken, from `taken` on.
+    outgoing: Vec<u8>,
+    taken: usize,
+    /// The host has finished and everything it sent is encoded.
+    host_finished: bool,
+    /// The stream is finished from this side.
+    stream_finished: bool,
+    /// The peer has finished the stream and everything in it is decoded or in the decoder.
+    peer_finished: bool,
+    /// The connection to the host is finished from this side.
+    finished_to_host: bool,
+    /// The encoder takes nothing before the peer has confirmed more.
+    needs_credit: bool,
+    /// Payload bytes taken from the host.
+    pub from_host: u64,
+    /// Payload bytes given to the host.
+    pub to_host: u64,
+}
+
+impl Pump {
+    /// Coders for `stream`, which have seen nothing yet.
+    pub fn new(stream: StreamId, link: &mut Link) -> Pump {
+        Pump {
+            stream,
+            encoder: Encoder::new(&mut link.sender),
+            decoder: Decoder::new(&link.receiver),
+            outgoing: Vec::new(),
+            taken: 0,
+            host_finished: false,
+            stream_finished: false,
+            peer_finished: false,
+            finished_to_host: false,
+            needs_credit: false,
+            from_host: 0,
+            to_host: 0,
+        }
+    }
+
+    /// Queues bytes for the stream that are no dedup blocks.
+    pub fn queue(&mut self, bytes: &[u8]) {
+        self.outgoing.extend_from_slice(bytes);
+    }
+
+    /// Forgets what the tunnel has not yet taken.
+    pub fn clear(&mut self) {
+        self.outgoing = Vec::new();
+        self.taken = 0;
+    }
+
+    /// Gives the tunnel what is encoded. `true`: it has taken everything.
+    pub fn flush(&mut self, link: &mut Link) -> bool {
+        while let Some(rest) = self
+            .outgoing
+            .get(self.taken..)
+            .filter(|rest| !rest.is_empty())
+        {
+            let taken = link.tunnel.write(self.stream, rest);
+            if taken == 0 {
+                return false;
+            }
+            self.taken += taken;
+        }
+        self.outgoing.clear();
+        self.taken = 0;
+        true
+    }
+
+    /// Moves bytes from the host to the tunnel.
+    pub fn up(&mut self, host: &mut impl Host, link: &mut Link) -> bool {
+        let mut moved = 0;
+        loop {
+            if !self.flush(link) {
+                return false;
+            }
+            if self.host_finished {
+                if !self.stream_finished {
+                    link.tunnel.finish(self.stream);
+                    self.stream_finished = true;
+                }
+                return false;
+            }
+            if moved >= TURN {
+                return true;
+            }
+            let waiting = host.readable();
+            let credit = self.encoder.writable(&link.sender);
+            self.needs_credit = waiting > 0 && credit == 0;
+            let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
+            let incoming = host.read(|bytes| {
+                // The ring's end cuts what waits in two: only the last piece is flushed.
+                let flush = if bytes.len() == waiting {
+                    Flush::Yes
+                } else {
+                    Flush::No
+                };
+                encoder.encode(&mut link.sender, bytes, flush, outgoing)
+            });
+            match incoming {
+                Incoming::Bytes(0) if self.outgoing.is_empty() => return false,
+                Incoming::Bytes(taken) => {
+                    moved += taken;
+                    self.from_host += taken as u64;
+                }
+                Incoming::Finished => {
+                    self.encoder
+                        .encode(&mut link.sender, &[], Flush::Yes, &mut self.outgoing);
+                    self.host_finished = !self.encoder.has_pending();
+                    if !self.host_finished {
+                        self.needs_credit = true;
+                        return false;
+                    }
+                }
+                // `ended` sees what it was.
+                Incoming::Closed => return false,
+            }
+        }
+    }
+
+    /// Moves bytes from the tunnel to the host.
+    pub fn down(&mut self, host: &mut impl Host, link: &mut Link) -> Result<bool, Code> {
+        let mut moved = 0;
+        loop {
+            // Also lets a decoder go on that waited for room, or for the control stream.
+            self.push(link, 0)?;
+            let ready = self.decoder.pop();
+            if !ready.is_empty() {
+                let taken = host.write(ready);
+                let all = taken == ready.len();
+                self.decoder.consume(taken);
+                self.to_host += taken as u64;
+                moved += taken;
+                if !all {
+                    // The host's window is full: its ACK calls again.
+                    return Ok(false);
+                }
+                continue;
+            }
+            if self.peer_finished {
+                if self.decoder.is_complete() && !self.finished_to_host {
+                    host.finish();
+                    self.finished_to_host = true;
+                }
+                return Ok(false);
+            }
+            if moved >= TURN {
+                return Ok(true);
+            }
+            let room = self.decoder.room().min(link.scratch.len());
+            let Some(buffer) = link.scratch.get_mut(..room).filter(|it| !it.is_empty()) else {
+                return Ok(false);
+            };
+            let read = link.tunnel.read(self.stream, buffer);
+            self.peer_finished = read.finished;
+            self.push(link, read.len)?;
+            if read.len == 0 && !read.finished {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Decodes the first `len` bytes of the link's scratch buffer.
+    fn push(&mut self, link: &mut Link, len: usize) -> Result<(), Code> {
+        let wire = link.scratch.get(..len).unwrap_or_default();
+        match self.decoder.push(&mut link.receiver, wire) {
+            Ok(taken) if taken == len => Ok(()),
+            Ok(_) => Err(Code::Undecodable),
+            Err(error) => {
+                log::warn!("{:?}: {error}", self.stream);
+                Err(Code::Undecodable)
+            }
+        }
+    }
+
+    /// Both ways are finished towards the host, and the last byte to the peer is in the tunnel.
+    pub fn is_finished(&self) -> bool {
+        self.is_in_order() && self.stream_finished
+    }
+
+    /// The host has finished, and so has the peer towards it.
+    pub fn is_in_order(&self) -> bool {
+        self.host_finished && self.finished_to_host
+    }
+
+    /// The peer has finished, but not everything can be decoded yet.
+    pub fn awaits_last_bytes(&self) -> bool {
+        self.peer_finished && !self.decoder.is_complete()
+    }
+
+    /// Whether only a control message of the peer can let the flow go on.
+    pub fn awaits_control(&self) -> bool {
+        self.needs_credit || self.decoder.is_waiting()
+    }
+
+    /// What became of the bytes from the host.
+    pub fn statistics(&self) -> FlowStatistics {
+        self.encoder.statistics()
+    }
+
+    /// Gives up the place in the dictionaries.
+    pub fn close(self, link: &mut Link) {
+        self.encoder.close(&mut link.sender);
+        self.decoder.close(&mut link.receiver);
+    }
+}

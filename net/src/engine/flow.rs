@@ -208,7 +208,7 @@ impl Flow {
                     Next::End(End::Reset)
                 };
             }
-            Stage::Connecting => match self.connecting(now, link) {
+            Stage::Connecting => match self.connecting(link) {
                 Ok(again) => again,
                 Err(end) => return Next::End(end),
             },
@@ -233,7 +233,9 @@ impl Flow {
                 }
                 self.stage == Stage::Open
             }
-            Stage::Open | Stage::Closing => match self.pump(now, link) {
+            // Nothing is left to move but what the socket holds; the tunnel may be gone.
+            Stage::Closing => false,
+            Stage::Open => match self.pump(now, link) {
                 Ok(again) => again,
                 Err(code) => {
                     link.tunnel.reset(self.stream, code.into());
@@ -273,7 +275,7 @@ impl Flow {
         Some(Next::End(End::NeverOpened(code)))
     }
 
-    fn connecting(&mut self, _now: Instant, link: &mut Link) -> Result<bool, End> {
+    fn connecting(&mut self, link: &mut Link) -> Result<bool, End> {
         match self.tcp.phase() {
             Phase::Opening => Ok(false),
             Phase::Closed => {
@@ -293,7 +295,7 @@ impl Flow {
         self.flush(link);
         let mut answer = [0];
         let read = link.tunnel.read(self.stream, &mut answer);
-        if read.len == 0 && !read.finished {
+        if read.len == 0 && !link.has_finished(read) {
             return Ok(false);
         }
         if read.len == 1 && answer == [OPENED] {
@@ -364,7 +366,8 @@ impl Flow {
             self.needs_credit = waiting > 0 && credit == 0;
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = self.tcp.read(|bytes| {
-                // The ring's end cuts what waits in two: only the last piece is flushed.
+                let bytes = bytes.get(..TURN - moved).unwrap_or(bytes);
+                // The ring's end or this turn's may cut what waits: only the last piece is flushed.
                 let flush = if bytes.len() == waiting {
                     Flush::Yes
                 } else {
@@ -427,9 +430,9 @@ impl Flow {
                 return Ok(false);
             };
             let read = link.tunnel.read(self.stream, buffer);
-            self.peer_finished = read.finished;
+            self.peer_finished = link.has_finished(read);
             self.push(link, read.len)?;
-            if read.len == 0 && !read.finished {
+            if read.len == 0 && !self.peer_finished {
                 return Ok(false);
             }
         }

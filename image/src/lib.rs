@@ -13,4 +13,5 @@ pub mod entropy;
 pub mod lines;
 pub mod memory;
 pub mod pe;
+pub mod restart;
 pub mod ring;

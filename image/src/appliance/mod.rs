@@ -39,7 +39,7 @@ pub fn run() -> ! {
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
     let mut network =
         network::Service::start(findings.config.as_ref().ok(), ports, shares.dictionary);
-    guest::prepare(findings, shares, cpus);
+    guest::prepare(findings, shares, cpus, network.station_mac());
 
     // 6. Run loops.
     network.run()

@@ -127,6 +127,11 @@ impl Service {
         service
     }
 
+    /// The MAC address of the box's own station.
+    pub fn station_mac(&self) -> [u8; 6] {
+        self.ports.station_mac()
+    }
+
     /// Runs for ever.
     pub fn run(&mut self) -> ! {
         let mut last_work_ns = 0;
@@ -192,6 +197,7 @@ impl Service {
         let mut net = self.forwarder.statistics();
         if let Some(net) = net.as_object_mut() {
             net.insert("ports".into(), self.ports.report());
+            net.insert("dropped_guest_full".into(), self.guest.dropped().into());
         }
         net
     }

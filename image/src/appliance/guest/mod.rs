@@ -1,0 +1,300 @@
+//! The guest on its own CPU: checked, started, restarted by policy. What it does or fails to do never stops the network.
+
+mod host;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::time::Duration;
+
+use outpost::console::GuestSays;
+use outpost::memory::Run;
+use outpost::restart::{Ended, RestartPolicy};
+use outpost_config::{Config, Guest};
+use outpost_hv::machine::{GuestImage, Machine, MachineConfig, Stop, StopReason};
+use outpost_hv::mem::{GuestMemory, HostRange};
+use spin::Mutex;
+
+use super::GUEST_CPU;
+use super::budget::Shares;
+use crate::firmware::{Findings, GuestFiles};
+use crate::machine::{clock, cpu, panic};
+use crate::output::{self, telemetry};
+
+pub use host::{Wire, console_input, console_output, has_console_output};
+
+/// What the guest's CPU is to run.
+struct Job {
+    files: GuestFiles,
+    memory: Vec<Run>,
+    command_line: String,
+    machine: MachineConfig,
+}
+
+/// Where the guest is in its life. Kept as one byte, so that the network's CPU never waits for the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Phase {
+    Off,
+    Starting,
+    Init,
+    Ready,
+    Stopped,
+}
+
+static PHASE: AtomicU8 = AtomicU8::new(Phase::Off as u8);
+/// Why it stopped, while it is stopped.
+static REASON: Mutex<String> = Mutex::new(String::new());
+static JOB: Mutex<Option<Job>> = Mutex::new(None);
+static RESTART: AtomicBool = AtomicBool::new(false);
+
+fn set_phase(phase: Phase) {
+    PHASE.store(phase as u8, Ordering::Release);
+}
+
+fn stopped(why: &str) {
+    let mut reason = REASON.lock();
+    reason.clear();
+    reason.push_str(why);
+    drop(reason);
+    set_phase(Phase::Stopped);
+}
+
+/// The guest's state in a word or a line, for the telemetry.
+pub fn state() -> String {
+    if panic::lost_expendable() {
+        return String::from(
+            "stopped: its CPU is lost to a fault of the hypervisor; reset the box",
+        );
+    }
+    match PHASE.load(Ordering::Acquire) {
+        phase if phase == Phase::Starting as u8 => String::from("starting"),
+        phase if phase == Phase::Init as u8 => String::from("init"),
+        phase if phase == Phase::Ready as u8 => String::from("ready"),
+        phase if phase == Phase::Stopped as u8 => format!("stopped: {}", REASON.lock()),
+        _ => String::from("off"),
+    }
+}
+
+/// Notes what the guest said on its console.
+pub fn note(says: GuestSays) {
+    let (phase, milestone) = match says {
+        GuestSays::Init => (Phase::Init, "guest-init"),
+        GuestSays::Ready => (Phase::Ready, "guest-ready"),
+    };
+    // What a guest said before it stopped must not bring it back to life.
+    if PHASE.load(Ordering::Acquire) != Phase::Stopped as u8 {
+        set_phase(phase);
+        telemetry::milestone(milestone);
+    }
+}
+
+/// Asks for the guest to be stopped and started again.
+pub fn request_restart() {
+    RESTART.store(true, Ordering::Release);
+    cpu::kick(GUEST_CPU);
+}
+
+/// True when the guest is to stop.
+fn restart_requested() -> bool {
+    RESTART.load(Ordering::Acquire)
+}
+
+/// Hands the guest to its CPU, or says why there will be none.
+pub fn prepare(findings: Findings, shares: Shares, cpus: usize, lan_mac: [u8; 6]) {
+    let Ok(config) = findings.config else {
+        return;
+    };
+    let Some(guest) = &config.guest else {
+        return;
+    };
+    let job = job(&config, guest, findings.guest, shares, cpus, lan_mac);
+    match job {
+        Ok(job) => {
+            set_phase(Phase::Starting);
+            *JOB.lock() = Some(job);
+            cpu::kick(GUEST_CPU);
+        }
+        Err(why) => {
+            output::problem(&format!("guest: {why}"));
+            stopped(&why);
+        }
+    }
+}
+
+fn job(
+    config: &Config,
+    guest: &Guest,
+    files: Option<Result<GuestFiles, String>>,
+    shares: Shares,
+    cpus: usize,
+    lan_mac: [u8; 6],
+) -> Result<Job, String> {
+    if cpus <= GUEST_CPU {
+        return Err(String::from(
+            "it needs a CPU of its own and the box has only one: use a box with two or more",
+        ));
+    }
+    let files = files.unwrap_or_else(|| Err(String::from("it was not read")))?;
+    let memory = match shares.guest {
+        Some(Ok(memory)) => memory,
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err(String::from("it has no memory")),
+    };
+    Ok(Job {
+        command_line: command_line(config, guest, &files.command_line),
+        files,
+        memory,
+        machine: MachineConfig {
+            mac: Some(mac(lan_mac)),
+            debug_exit: guest.debug_exit,
+        },
+    })
+}
+
+/// The slot's words, then the box's, then the configuration's.
+fn command_line(config: &Config, guest: &Guest, base: &str) -> String {
+    let mut line = String::from(base);
+    if let Some(address) = guest.address {
+        let _ = write!(line, " outpost.address={address}");
+    }
+    if let Some(gateway) = config.management.gateway {
+        let _ = write!(line, " outpost.gateway={gateway}");
+    }
+    let _ = write!(line, " outpost.name={}", guest.name);
+    if !guest.cmdline.is_empty() {
+        let _ = write!(line, " {}", guest.cmdline);
+    }
+    line
+}
+
+/// The guest's MAC address: locally administered, made from the LAN port's.
+fn mac(lan: [u8; 6]) -> [u8; 6] {
+    let [_, _, a, b, c, d] = lan;
+    [0x02, 0x6f, a, b, c, d]
+}
+
+/// The life of the guest's CPU.
+pub fn run() -> ! {
+    let job = loop {
+        if let Some(job) = JOB.lock().take() {
+            break job;
+        }
+        cpu::sleep();
+    };
+    panic::set_expendable(GUEST_CPU);
+    let started = clock::now_ms();
+    match job.files.check() {
+        Ok(()) => log::info!(
+            "guest: {} is the pinned one (checked in {} ms)",
+            job.files.name,
+            clock::now_ms() - started
+        ),
+        Err(why) => give_up(&why),
+    }
+    let mut policy = RestartPolicy::default();
+    loop {
+        RESTART.store(false, Ordering::Release);
+        set_phase(Phase::Starting);
+        let started = clock::now_ns();
+        let ended = match run_once(&job) {
+            Ok(stop) => report(&stop),
+            Err(why) => give_up(&why),
+        };
+        let ran = Duration::from_nanos(clock::now_ns() - started);
+        match policy.after(ended, ran) {
+            Some(wait) => {
+                if !wait.is_zero() {
+                    log::info!("guest: starts again in {} s", wait.as_secs());
+                }
+                wait_for_restart(Some(clock::now_ns() + wait.as_nanos() as u64));
+            }
+            None => {
+                log::info!("guest: stays off until `restart` on the console");
+                wait_for_restart(None);
+            }
+        }
+    }
+}
+
+/// There will be no guest until the box is reset.
+fn give_up(why: &str) -> ! {
+    output::problem(&format!("guest: {why}"));
+    stopped(why);
+    cpu::kick(super::NETWORK_CPU);
+    cpu::arm_timer(None);
+    loop {
+        cpu::sleep();
+    }
+}
+
+fn wait_for_restart(until_ns: Option<u64>) {
+    while !restart_requested() && until_ns.is_none_or(|until| clock::now_ns() < until) {
+        cpu::arm_timer(until_ns);
+        cpu::sleep();
+    }
+}
+
+fn run_once(job: &Job) -> Result<Stop, String> {
+    let ranges: Vec<HostRange> = job
+        .memory
+        .iter()
+        .map(|run| HostRange {
+            start: run.start,
+            length: run.bytes(),
+        })
+        .collect();
+    for range in &ranges {
+        // What the firmware or an earlier run left there is none of the guest's business.
+        // SAFETY: the range is the guest's alone (`budget`), and no guest runs.
+        unsafe {
+            core::ptr::write_bytes(range.start as *mut u8, 0, range.length as usize);
+        }
+    }
+    // SAFETY: the ranges are the guest's alone and mapped one to one; the only `GuestMemory` made of them before is gone.
+    let memory = unsafe { GuestMemory::new(&ranges) }.map_err(|error| error.to_string())?;
+    // SAFETY: this is ring 0 with all memory mapped one to one.
+    let mut machine = unsafe { Machine::new(&job.machine, memory, host::get()) }
+        .map_err(|error| error.to_string())?;
+    machine
+        .load(
+            &job.machine,
+            &GuestImage {
+                kernel: job.files.kernel(),
+                ramdisk: job.files.ramdisk(),
+                command_line: &job.command_line,
+            },
+        )
+        .map_err(|error| error.to_string())?;
+    if let Some(tables) = machine.tables() {
+        log::info!("guest: starts; nested tables {tables:?}");
+    }
+    telemetry::milestone("guest-started");
+    host::set_running(true);
+    let stop = machine.run();
+    host::set_running(false);
+    Ok(stop)
+}
+
+/// Says why the guest stopped, with evidence if something is wrong.
+fn report(stop: &Stop) -> Ended {
+    let reason = stop.reason.to_string();
+    stopped(&reason);
+    if stop.reason.is_orderly() {
+        log::info!("guest: {reason}");
+        log::info!("guest: {}", stop.evidence.counts);
+    } else {
+        output::problem(&format!("guest: {reason}"));
+        for line in stop.evidence.to_string().lines() {
+            log::error!("guest: {line}");
+        }
+    }
+    match stop.reason {
+        StopReason::PowerOff | StopReason::DebugExit(_) => Ended::Off,
+        StopReason::Reset => Ended::Reset,
+        StopReason::Requested => Ended::Requested,
+        _ => Ended::Failed,
+    }
+}

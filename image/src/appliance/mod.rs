@@ -20,11 +20,12 @@ pub fn run() -> ! {
     // 1. Firmware phase.
     firmware::start_heap();
     output::start();
-    let findings = firmware::leave();
+    let mut findings = firmware::leave();
 
     // 2. Own the machine.
     own_the_machine(&findings);
-    let shares = budget::share_out(&findings);
+    let mut shares = budget::share_out(&findings);
+    guest::lay_out(&mut findings, &mut shares);
     let cpus = smp::start_others(&findings.tables.cpus, findings.start_up, other_cpu);
     if findings.start_up.is_none() {
         output::problem("no memory is free below 1 MiB: only one CPU can run");
@@ -39,7 +40,7 @@ pub fn run() -> ! {
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
     let mut network =
         network::Service::start(findings.config.as_ref().ok(), ports, shares.dictionary);
-    guest::prepare(findings, shares, cpus, network.station_mac());
+    guest::start(&findings, cpus, network.station_mac());
 
     // 6. Run loops.
     network.run()

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use serde_json::json;
 use virtio_drivers::device::net::VirtIONetRaw;
-use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::virtio_device_type;
+use virtio_drivers::transport::{DeviceType, Transport};
 
 use super::pci::{Function, Pci};
 use super::virtio::{BoxHal, BoxTransport, Doorbell};
@@ -96,13 +96,13 @@ impl Nic {
         };
         pci.enable(place);
         let interrupts = pci.enable_msix(place, interrupts::DEVICE);
-        let mut transport = BoxTransport::new(pci, place, interrupts.then_some(RECEIVE_QUEUE))
+        let queue = interrupts.then_some(RECEIVE_QUEUE);
+        let mut transport = BoxTransport::new(pci, place, DeviceType::Network, queue)
             .map_err(|why| failed(&why))?;
         let doorbell = transport.doorbell();
-        let features = virtio_drivers::transport::Transport::read_device_features(&mut transport);
-        let configuration = transport.device_configuration();
-        let status = if features & FEATURE_STATUS != 0 && configuration != 0 {
-            configuration + STATUS
+        let features = transport.read_device_features();
+        let status = if features & FEATURE_STATUS != 0 {
+            transport.configuration(STATUS, 2).unwrap_or(0)
         } else {
             0
         };

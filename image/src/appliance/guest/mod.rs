@@ -25,11 +25,16 @@ use crate::output::{self, telemetry};
 
 pub use host::{Wire, console_input, console_output, has_console_output};
 
-/// What the guest's CPU is to run.
-struct Job {
+/// What the guest's CPU can make ready before it is told to start.
+struct Material {
     files: GuestFiles,
     memory: Vec<Run>,
-    command_line: String,
+}
+
+/// The word to start.
+struct Order {
+    /// What the box adds to the kernel's command line.
+    words: String,
     machine: MachineConfig,
 }
 
@@ -47,7 +52,8 @@ enum Phase {
 static PHASE: AtomicU8 = AtomicU8::new(Phase::Off as u8);
 /// Why it stopped, while it is stopped.
 static REASON: Mutex<String> = Mutex::new(String::new());
-static JOB: Mutex<Option<Job>> = Mutex::new(None);
+static MATERIAL: Mutex<Option<Material>> = Mutex::new(None);
+static ORDER: Mutex<Option<Order>> = Mutex::new(None);
 static RESTART: AtomicBool = AtomicBool::new(false);
 
 fn set_phase(phase: Phase) {
@@ -102,72 +108,62 @@ fn restart_requested() -> bool {
     RESTART.load(Ordering::Acquire)
 }
 
-/// Hands the guest to its CPU, or says why there will be none.
-pub fn prepare(findings: Findings, shares: Shares, cpus: usize, lan_mac: [u8; 6]) {
-    let Ok(config) = findings.config else {
+/// Puts the guest's files and memory where its CPU finds them as soon as it runs. Says later, in [`start`], what is missing.
+pub fn lay_out(findings: &mut Findings, shares: &mut Shares) {
+    let files = findings.guest.take();
+    let memory = shares.guest.take();
+    match (files, memory) {
+        (Some(Ok(files)), Some(Ok(memory))) => *MATERIAL.lock() = Some(Material { files, memory }),
+        (Some(Err(why)), _) => stopped(&why),
+        (_, Some(Err(why))) => stopped(&why.to_string()),
+        _ => {}
+    }
+}
+
+/// Tells the guest's CPU to start it, or says why there will be no guest.
+pub fn start(findings: &Findings, cpus: usize, lan_mac: [u8; 6]) {
+    let Ok(config) = &findings.config else {
         return;
     };
     let Some(guest) = &config.guest else {
         return;
     };
-    let job = job(&config, guest, findings.guest, shares, cpus, lan_mac);
-    match job {
-        Ok(job) => {
-            set_phase(Phase::Starting);
-            *JOB.lock() = Some(job);
-            cpu::kick(GUEST_CPU);
-        }
-        Err(why) => {
-            output::problem(&format!("guest: {why}"));
-            stopped(&why);
-        }
+    if PHASE.load(Ordering::Acquire) == Phase::Stopped as u8 {
+        let why = REASON.lock().clone();
+        output::problem(&format!("guest: {why}"));
+        return;
     }
-}
-
-fn job(
-    config: &Config,
-    guest: &Guest,
-    files: Option<Result<GuestFiles, String>>,
-    shares: Shares,
-    cpus: usize,
-    lan_mac: [u8; 6],
-) -> Result<Job, String> {
     if cpus <= GUEST_CPU {
-        return Err(String::from(
-            "it needs a CPU of its own and the box has only one: use a box with two or more",
-        ));
+        let why = "it needs a CPU of its own and the box has only one: use a box with two or more";
+        output::problem(&format!("guest: {why}"));
+        stopped(why);
+        return;
     }
-    let files = files.unwrap_or_else(|| Err(String::from("it was not read")))?;
-    let memory = match shares.guest {
-        Some(Ok(memory)) => memory,
-        Some(Err(error)) => return Err(error.to_string()),
-        None => return Err(String::from("it has no memory")),
-    };
-    Ok(Job {
-        command_line: command_line(config, guest, &files.command_line),
-        files,
-        memory,
+    set_phase(Phase::Starting);
+    *ORDER.lock() = Some(Order {
+        words: words(config, guest),
         machine: MachineConfig {
             mac: Some(mac(lan_mac)),
             debug_exit: guest.debug_exit,
         },
-    })
+    });
+    cpu::kick(GUEST_CPU);
 }
 
-/// The slot's words, then the box's, then the configuration's.
-fn command_line(config: &Config, guest: &Guest, base: &str) -> String {
-    let mut line = String::from(base);
+/// The box's words for the kernel's command line, then the configuration's.
+fn words(config: &Config, guest: &Guest) -> String {
+    let mut words = String::new();
     if let Some(address) = guest.address {
-        let _ = write!(line, " outpost.address={address}");
+        let _ = write!(words, " outpost.address={address}");
     }
     if let Some(gateway) = config.management.gateway {
-        let _ = write!(line, " outpost.gateway={gateway}");
+        let _ = write!(words, " outpost.gateway={gateway}");
     }
-    let _ = write!(line, " outpost.name={}", guest.name);
+    let _ = write!(words, " outpost.name={}", guest.name);
     if !guest.cmdline.is_empty() {
-        let _ = write!(line, " {}", guest.cmdline);
+        let _ = write!(words, " {}", guest.cmdline);
     }
-    line
+    words
 }
 
 /// The guest's MAC address: locally administered, made from the LAN port's.
@@ -176,30 +172,43 @@ fn mac(lan: [u8; 6]) -> [u8; 6] {
     [0x02, 0x6f, a, b, c, d]
 }
 
-/// The life of the guest's CPU.
+/// The life of the guest's CPU: make ready what can be, wait for the word, then run the guest for ever.
 pub fn run() -> ! {
-    let job = loop {
-        if let Some(job) = JOB.lock().take() {
-            break job;
+    let material = MATERIAL.lock().take();
+    let checked = material.as_ref().map(|material| {
+        clear(&material.memory);
+        let started = clock::now_ms();
+        let result = material.files.check();
+        (result, clock::now_ms() - started)
+    });
+    let order = loop {
+        if let Some(order) = ORDER.lock().take() {
+            break order;
         }
         cpu::sleep();
     };
     panic::set_expendable(GUEST_CPU);
-    let started = clock::now_ms();
-    match job.files.check() {
+    let Some((material, (checked, took_ms))) = material.zip(checked) else {
+        give_up("its files or its memory are missing: a mistake of this version");
+    };
+    match checked {
         Ok(()) => log::info!(
-            "guest: {} is the pinned one (checked in {} ms)",
-            job.files.name,
-            clock::now_ms() - started
+            "guest: {} is the pinned one (checked in {took_ms} ms)",
+            material.files.name
         ),
         Err(why) => give_up(&why),
     }
+    live(&material, &order)
+}
+
+/// Starts the guest again and again, as the policy has it.
+fn live(material: &Material, order: &Order) -> ! {
     let mut policy = RestartPolicy::default();
     loop {
         RESTART.store(false, Ordering::Release);
         set_phase(Phase::Starting);
         let started = clock::now_ns();
-        let ended = match run_once(&job) {
+        let ended = match run_once(material, order) {
             Ok(stop) => report(&stop),
             Err(why) => give_up(&why),
         };
@@ -216,6 +225,7 @@ pub fn run() -> ! {
                 wait_for_restart(None);
             }
         }
+        clear(&material.memory);
     }
 }
 
@@ -237,8 +247,16 @@ fn wait_for_restart(until_ns: Option<u64>) {
     }
 }
 
-fn run_once(job: &Job) -> Result<Stop, String> {
-    let ranges: Vec<HostRange> = job
+/// Clears the guest's memory: what the firmware or an earlier run left there is none of the guest's business.
+fn clear(memory: &[Run]) {
+    for run in memory {
+        // SAFETY: the run is the guest's alone (`budget`), and no guest runs.
+        unsafe { core::ptr::write_bytes(run.start as *mut u8, 0, run.bytes() as usize) };
+    }
+}
+
+fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
+    let ranges: Vec<HostRange> = material
         .memory
         .iter()
         .map(|run| HostRange {
@@ -246,30 +264,28 @@ fn run_once(job: &Job) -> Result<Stop, String> {
             length: run.bytes(),
         })
         .collect();
-    for range in &ranges {
-        // What the firmware or an earlier run left there is none of the guest's business.
-        // SAFETY: the range is the guest's alone (`budget`), and no guest runs.
-        unsafe {
-            core::ptr::write_bytes(range.start as *mut u8, 0, range.length as usize);
-        }
-    }
     // SAFETY: the ranges are the guest's alone and mapped one to one; the only `GuestMemory` made of them before is gone.
     let memory = unsafe { GuestMemory::new(&ranges) }.map_err(|error| error.to_string())?;
     // SAFETY: this is ring 0 with all memory mapped one to one.
-    let mut machine = unsafe { Machine::new(&job.machine, memory, host::get()) }
+    let mut machine = unsafe { Machine::new(&order.machine, memory, host::get()) }
         .map_err(|error| error.to_string())?;
+    let command_line = format!("{}{}", material.files.command_line, order.words);
+    let image = GuestImage {
+        kernel: material.files.kernel(),
+        ramdisk: material.files.ramdisk(),
+        command_line: &command_line,
+    };
     machine
-        .load(
-            &job.machine,
-            &GuestImage {
-                kernel: job.files.kernel(),
-                ramdisk: job.files.ramdisk(),
-                command_line: &job.command_line,
-            },
-        )
+        .load(&order.machine, &image)
         .map_err(|error| error.to_string())?;
     if let Some(tables) = machine.tables() {
-        log::info!("guest: starts; nested tables {tables:?}");
+        log::info!(
+            "guest: {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
+            ranges.iter().map(|range| range.length).sum::<u64>() >> 20,
+            tables.leaves_1g,
+            tables.leaves_2m,
+            tables.table_pages
+        );
     }
     telemetry::milestone("guest-started");
     host::set_running(true);

@@ -19,7 +19,17 @@ fn terrible(rng: &mut Rng) -> LineConfig {
 
 #[test]
 fn every_byte_of_many_streams_is_right_on_terrible_lines() {
-    for seed in 0..25 {
+    carry_all(0..25);
+}
+
+#[test]
+#[ignore = "a thousand lines: run it by name with --ignored"]
+fn every_byte_is_right_on_a_thousand_terrible_lines() {
+    carry_all(1000..2000);
+}
+
+fn carry_all(seeds: core::ops::Range<u64>) {
+    for seed in seeds {
         let mut rng = Rng::new(seed);
         let mut world = World::new(terrible(&mut rng), seed);
         world.connect();
@@ -265,7 +275,7 @@ fn streams_can_be_opened_without_end_but_not_all_at_once() {
         let over = |w: &mut World| w.core.tunnel.statistics().streams == 0;
         assert!(world.run_until(secs(2), over), "{round}");
         world.run(millis(50));
-        for _ in 0..290 {
+        for _ in 0..260 {
             let id = world
                 .branch
                 .tunnel

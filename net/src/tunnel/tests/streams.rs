@@ -267,6 +267,7 @@ fn streams_can_be_opened_without_end_but_not_all_at_once() {
     assert_eq!(opened, 300);
     // When they are over on both sides, as many again may be.
     for round in 0..10 {
+        world.run(millis(200));
         for event in world.core.events.split_off(0) {
             if let Event::Opened(id) = event {
                 world.core.send_on(id, 10);
@@ -283,7 +284,6 @@ fn streams_can_be_opened_without_end_but_not_all_at_once() {
                 .expect("as many as are over");
             world.branch.send_on(id, 10);
         }
-        world.run(millis(200));
     }
 }
 

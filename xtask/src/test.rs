@@ -59,7 +59,10 @@ pub fn run(arguments: &Args) -> Result<()> {
             tally.count(&result);
             match result {
                 Ok(()) => println!("  ok    {name} ({} s)", began.elapsed().as_secs()),
-                Err(error) => println!("  FAIL  {name}: {error:#}"),
+                Err(error) => println!(
+                    "  FAIL  {name} ({} s): {error:#}",
+                    began.elapsed().as_secs()
+                ),
             }
         }
     }

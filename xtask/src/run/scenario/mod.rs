@@ -158,11 +158,11 @@ impl<'a> Scenario<'a> {
             held,
         };
         // What the user tries afterwards is no expectation.
-        match self.live.state().over {
-            Some(_) => {}
-            None => return self.live.check(check),
+        let over = self.live.state().over.is_some();
+        match over {
+            true => self.live.say(check.to_string()),
+            false => self.live.check(check),
         }
-        self.live.say(check.to_string());
     }
 
     /// Waits until `done`, and says how long that took; `None` after `limit`.

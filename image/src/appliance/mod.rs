@@ -4,8 +4,6 @@ mod budget;
 pub mod guest;
 mod network;
 
-use alloc::string::ToString;
-
 use crate::firmware::{self, Findings};
 use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
 use crate::output;
@@ -38,8 +36,7 @@ pub fn run() -> ! {
     output::telemetry::milestone("devices");
 
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
-    let mut network =
-        network::Service::start(findings.config.as_ref().ok(), ports, shares.dictionary);
+    let mut network = network::Service::start(findings.config.as_ref().ok(), ports, &shares);
     guest::start(&findings, cpus, network.station_mac());
 
     // 6. Run loops.
@@ -64,7 +61,7 @@ fn own_the_machine(findings: &Findings) {
     if let Err(error) = &findings.config {
         output::problem(&alloc::format!(
             "configuration: {}: the box only bridges until it is right",
-            error.to_string()
+            error
         ));
     }
 }

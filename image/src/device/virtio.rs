@@ -6,7 +6,7 @@
 
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering, fence};
 
 use alloc::boxed::Box;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
@@ -94,23 +94,59 @@ macro_rules! set {
 
 const QUEUES: usize = 4;
 
-/// A device's bells: one address for each queue, and which of them want ringing.
+/// virtio 1.2, 6: the driver says at which place in a queue it wants to be told, and so does the device.
+const FEATURE_EVENT_INDEX: u64 = 1 << 29;
+
+/// A queue's bell and where its rings lie.
+#[derive(Default)]
+struct Bell {
+    address: AtomicU64,
+    /// The available ring: flags, index, entries.
+    available: AtomicU64,
+    /// The used ring: flags, index, entries of eight bytes, event index.
+    used: AtomicU64,
+    size: AtomicU16,
+    /// The available index at the last look.
+    seen: AtomicU16,
+}
+
+/// A device's bells.
 #[derive(Default)]
 pub struct Doorbell {
-    addresses: [AtomicU64; QUEUES],
-    wanted: AtomicU32,
+    bells: [Bell; QUEUES],
+    event_index: AtomicBool,
 }
 
 impl Doorbell {
-    /// Rings the bells of the queues that have something new.
+    /// Rings the bells of the queues that have something new, if the device wants to be told (virtio 1.2, 2.7.13).
+    ///
+    /// The drivers' own test lacks the barrier between writing the index and reading what the device wants.
     pub fn ring(&self) {
-        if self.wanted.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let wanted = self.wanted.swap(0, Ordering::AcqRel);
-        for (queue, address) in (0_u16..).zip(&self.addresses) {
-            let address = address.load(Ordering::Relaxed);
-            if wanted & (1 << queue) != 0 && address != 0 {
+        fence(Ordering::SeqCst);
+        for (queue, bell) in (0_u16..).zip(&self.bells) {
+            let address = bell.address.load(Ordering::Relaxed);
+            if address == 0 {
+                continue;
+            }
+            let available = bell.available.load(Ordering::Relaxed);
+            let used = bell.used.load(Ordering::Relaxed);
+            // SAFETY: `queue_set` noted where the queue's rings lie; they live as long as the box.
+            let index = unsafe { ((available + 2) as *const u16).read_volatile() };
+            let seen = bell.seen.swap(index, Ordering::Relaxed);
+            if index == seen {
+                continue;
+            }
+            let wanted = if self.event_index.load(Ordering::Relaxed) {
+                let at = used + 4 + 8 * u64::from(bell.size.load(Ordering::Relaxed));
+                // SAFETY: as above.
+                let event = unsafe { (at as *const u16).read_volatile() };
+                outpost::virtqueue::needs_event(event, index, seen)
+            } else {
+                const NO_NOTIFY: u16 = 1;
+                // SAFETY: as above.
+                unsafe { (used as *const u16).read_volatile() & NO_NOTIFY == 0 }
+            };
+            if wanted {
                 // SAFETY: the address lies in the notification region that the device's capability describes; it was mapped
                 // when the transport was made.
                 unsafe { (address as *mut u16).write_volatile(queue) };
@@ -246,6 +282,9 @@ impl Transport for BoxTransport {
     }
 
     fn write_driver_features(&mut self, features: u64) {
+        self.doorbell
+            .event_index
+            .store(features & FEATURE_EVENT_INDEX != 0, Ordering::Relaxed);
         set!(self.driver_feature_select, 0);
         set!(self.driver_feature, features as u32);
         set!(self.driver_feature_select, 1);
@@ -257,8 +296,8 @@ impl Transport for BoxTransport {
         u32::from(get!(self.queue_size))
     }
 
-    fn notify(&mut self, queue: u16) {
-        self.doorbell.wanted.fetch_or(1 << queue, Ordering::Release);
+    fn notify(&mut self, _: u16) {
+        // [`Doorbell::ring`] finds out by itself what is new.
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -297,9 +336,13 @@ impl Transport for BoxTransport {
         set!(self.queue_device, halves(device_area));
         let bell = u64::from(get!(self.queue_notify_off)) * u64::from(self.notify_multiplier);
         if bell + 2 <= self.notifications.bytes
-            && let Some(address) = self.doorbell.addresses.get(usize::from(queue))
+            && let Some(slot) = self.doorbell.bells.get(usize::from(queue))
         {
-            address.store(self.notifications.address + bell, Ordering::Relaxed);
+            slot.available.store(driver_area, Ordering::Relaxed);
+            slot.used.store(device_area, Ordering::Relaxed);
+            slot.size.store(size as u16, Ordering::Relaxed);
+            slot.address
+                .store(self.notifications.address + bell, Ordering::Relaxed);
         }
         set!(self.queue_enable, 1);
     }

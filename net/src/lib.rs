@@ -14,9 +14,9 @@ pub mod engine;
 mod hash;
 mod management;
 mod outbox;
-mod switch;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod switch;
 pub mod time;
 pub mod tunnel;
 mod wire;

@@ -4,6 +4,7 @@ mod host;
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -13,6 +14,7 @@ use outpost::console::GuestSays;
 use outpost::memory::Run;
 use outpost::restart::{Ended, RestartPolicy};
 use outpost_config::{Config, Guest};
+use outpost_hv::exit::{ExitCounters, ExitCounts};
 use outpost_hv::machine::{GuestImage, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
 use spin::Mutex;
@@ -54,6 +56,8 @@ static PHASE: AtomicU8 = AtomicU8::new(Phase::Off as u8);
 static REASON: Mutex<String> = Mutex::new(String::new());
 static MATERIAL: Mutex<Option<Material>> = Mutex::new(None);
 static ORDER: Mutex<Option<Order>> = Mutex::new(None);
+/// Counters of the guest that runs or ran last.
+static EXITS: Mutex<Option<Arc<ExitCounters>>> = Mutex::new(None);
 static RESTART: AtomicBool = AtomicBool::new(false);
 
 fn set_phase(phase: Phase) {
@@ -82,6 +86,14 @@ pub fn state() -> String {
         phase if phase == Phase::Stopped as u8 => format!("stopped: {}", REASON.lock()),
         _ => String::from("off"),
     }
+}
+
+/// How often the guest left for the hypervisor since it was started, by reason.
+pub fn exits() -> ExitCounts {
+    EXITS
+        .lock()
+        .as_ref()
+        .map_or_else(ExitCounts::default, |counters| counters.snapshot())
 }
 
 /// Notes what the guest said on its console.
@@ -287,6 +299,7 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
             tables.table_pages
         );
     }
+    *EXITS.lock() = Some(machine.counters());
     telemetry::milestone("guest-started");
     host::set_running(true);
     let stop = machine.run();

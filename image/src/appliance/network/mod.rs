@@ -186,7 +186,7 @@ impl Service {
     fn housekeeping(&mut self, now_ns: u64) {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
-            telemetry::status(&guest::state(), self.statistics());
+            telemetry::status(&guest::state(), guest::exits().total(), self.statistics());
             self.next_console_ns = now_ns;
         }
         if now_ns >= self.next_console_ns {
@@ -220,12 +220,13 @@ impl Service {
         let up_ms = clock::now_ms().max(1);
         let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB, guest {}\n{:#}",
+            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}, {}\n{:#}",
             up_ms / 1000,
             up_ms % 1000,
             entry::deepest_stack() >> 10,
             entry::STACK_BYTES >> 10,
             guest::state(),
+            guest::exits(),
             self.statistics()
         );
         self.console.print(&text);

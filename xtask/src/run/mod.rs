@@ -417,6 +417,7 @@ mod tests {
         let mut scenario = Scenario::new(&mut lab, &files, &line, ImageReport::default(), &live);
         assert!(!scenario.search("no guest").unwrap());
         scenario.fetch_again("again", SERVER, true).unwrap();
+        assert!(!scenario.report().held, "no step was played");
         let checks = scenario.report().checks;
         assert_eq!(
             checks.iter().map(|check| check.held).collect::<Vec<_>>(),

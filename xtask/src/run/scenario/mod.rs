@@ -136,7 +136,11 @@ impl<'a> Scenario<'a> {
         let state = self.live.state();
         report.checks.clone_from(&state.checks);
         report.transfers.clone_from(&state.transfers);
-        report.held = !state.checks.is_empty() && state.checks.iter().all(|check| check.held);
+        // A run that was cut short has shown nothing yet.
+        report.held = state
+            .steps
+            .iter()
+            .all(|step| step.progress == Progress::Held);
         drop(state);
         let snapshot = self.lab.wires.snapshot();
         report.line_counters = snapshot.line;

@@ -472,6 +472,8 @@ impl Flow {
             Phase::TimeWait | Phase::Closed if in_order && self.stream_finished => {
                 Some(End::Finished)
             }
+            // Both ways are closed, but the tunnel has not yet taken all that the host sent before.
+            Phase::Closed if self.finished_to_host && self.tcp.host_has_closed() => None,
             Phase::Closed if !in_order && !self.tcp.owes_reset() => {
                 link.tunnel.reset(self.stream, Code::HostReset.into());
                 Some(End::HostReset)

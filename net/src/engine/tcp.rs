@@ -68,6 +68,8 @@ pub struct Tcp {
     window_told: bool,
     /// Whether the SYN-ACK is withheld.
     withheld: bool,
+    /// Whether the host's FIN has come, with all that was before it.
+    host_closed: bool,
 }
 
 impl Tcp {
@@ -102,6 +104,7 @@ impl Tcp {
             host_isn: None,
             window_told: false,
             withheld: false,
+            host_closed: false,
         }
     }
 
@@ -166,6 +169,10 @@ impl Tcp {
             device.sent
         };
         self.window_told |= sent.past_syn;
+        self.host_closed |= matches!(
+            self.socket_ref().state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        );
     }
 
     /// Notes the host's first sequence number, and holds back what no honest host sends before it has seen our scaled
@@ -231,6 +238,11 @@ impl Tcp {
             State::TimeWait => Phase::TimeWait,
             State::Closed => Phase::Closed,
         }
+    }
+
+    /// Whether the host's FIN has come, with all that was before it; some of it may still wait to be read.
+    pub fn host_has_closed(&self) -> bool {
+        self.host_closed
     }
 
     /// Whether the host gave up before the handshake was over (an RST to our SYN-ACK or before it).

@@ -539,7 +539,7 @@ impl Tunnel {
         self.connection.as_deref_mut().map_or(
             Read {
                 len: 0,
-                finished: true,
+                finished: false,
             },
             |c| c.streams.read(id, out),
         )

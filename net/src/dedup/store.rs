@@ -58,7 +58,9 @@ impl RingStore {
         }
         let index = match position.checked_sub(self.lap) {
             Some(index) => index,
-            None => (position + self.capacity()).checked_sub(self.lap)?,
+            None => position
+                .checked_add(self.capacity())?
+                .checked_sub(self.lap)?,
         };
         usize::try_from(index).ok()
     }

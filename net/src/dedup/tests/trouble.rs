@@ -258,10 +258,7 @@ fn a_flow_of_single_bytes_runs_out_of_credit_before_it_fills_the_memory() {
     let mut blocks = 0;
     while encoder.writable(&sender) > 0 {
         out.clear();
-        assert_eq!(
-            encoder.encode(&mut sender, &[b'x'], Flush::Yes, &mut out),
-            1
-        );
+        assert_eq!(encoder.encode(&mut sender, b"x", Flush::Yes, &mut out), 1);
         blocks += 1;
         assert!(blocks <= most, "{blocks} blocks that nobody confirmed");
     }

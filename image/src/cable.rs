@@ -1,24 +1,15 @@
 //! A cable: what goes in at LAN comes out at WAN and the other way round. What the box is when its configuration is broken.
 
-use alloc::vec::Vec;
-
 use outpost_net::Port;
 
-use crate::ring::MAX_FRAME;
+use crate::fifo::FrameFifo;
 
 /// Frames that wait between two polls at most.
 const FRAMES: usize = 128;
 
-struct Waiting {
-    to: Port,
-    length: usize,
-    bytes: [u8; MAX_FRAME],
-}
-
 /// The cable. Allocates when it is made, never after.
 pub struct Cable {
-    waiting: Vec<Waiting>,
-    used: usize,
+    waiting: FrameFifo<Port>,
     frames: u64,
     dropped: u64,
 }
@@ -26,14 +17,8 @@ pub struct Cable {
 impl Cable {
     /// A cable with nothing in it.
     pub fn new() -> Self {
-        let empty = || Waiting {
-            to: Port::Lan,
-            length: 0,
-            bytes: [0; MAX_FRAME],
-        };
         Cable {
-            waiting: (0..FRAMES).map(|_| empty()).collect(),
-            used: 0,
+            waiting: FrameFifo::new(FRAMES, Port::Lan),
             frames: 0,
             dropped: 0,
         }
@@ -42,36 +27,23 @@ impl Cable {
     /// Takes a frame. One from the guest goes nowhere: which wire it belongs to is up to the configuration.
     pub fn receive(&mut self, from: Port, frame: &[u8]) {
         let to = match from {
-            Port::Lan => Port::Wan,
-            Port::Wan => Port::Lan,
-            Port::Guest => {
-                self.dropped += 1;
-                return;
-            }
+            Port::Lan => Some(Port::Wan),
+            Port::Wan => Some(Port::Lan),
+            Port::Guest => None,
         };
-        let room = self
-            .waiting
-            .get_mut(self.used)
-            .filter(|_| frame.len() <= MAX_FRAME);
-        let Some(slot) = room else {
+        if to.is_some_and(|to| self.waiting.push(to, frame)) {
+            self.frames += 1;
+        } else {
             self.dropped += 1;
-            return;
-        };
-        slot.to = to;
-        slot.length = frame.len();
-        for (to, &from) in slot.bytes.iter_mut().zip(frame) {
-            *to = from;
         }
-        self.used += 1;
-        self.frames += 1;
     }
 
     /// Hands out what waits.
     pub fn poll(&mut self, emit: &mut dyn FnMut(Port, &[u8])) {
-        for slot in self.waiting.iter().take(self.used) {
-            emit(slot.to, slot.bytes.get(..slot.length).unwrap_or_default());
-        }
-        self.used = 0;
+        while self.waiting.pop_if(|port, frame| {
+            emit(port, frame);
+            true
+        }) {}
     }
 
     /// Frames that went through.
@@ -94,6 +66,7 @@ impl Default for Cable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::MAX_FRAME;
 
     fn out(cable: &mut Cable) -> Vec<(Port, Vec<u8>)> {
         let mut out = Vec::new();

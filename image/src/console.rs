@@ -176,11 +176,7 @@ impl Console {
                 self.typed.clear();
                 return Key::Command(command);
             }
-            0x08 | 0x7f => {
-                if self.typed.pop().is_some() {
-                    self.show_typed(out);
-                }
-            }
+            0x08 | 0x7f if self.typed.pop().is_some() => self.show_typed(out),
             0x15 => {
                 self.typed.clear();
                 out.push(CLEAR_LINE);

@@ -124,6 +124,7 @@ pub fn run(arguments: &Args) -> Result<()> {
         wait: true,
     };
     machine.com2 = Serial::File(scratch.path().join("telemetry"));
+    let directory = guest_address.is_some() && holds_directory(&machine)?;
     let mut qemu = machine.start(scratch.path())?;
 
     eprintln!(
@@ -136,11 +137,7 @@ pub fn run(arguments: &Args) -> Result<()> {
     eprintln!(
         "  Ctrl-C           quit (so does Ctrl-A X); Ctrl-A C sends Ctrl-C to the box, Ctrl-A A sends Ctrl-A"
     );
-    if guest_address.is_some()
-        && arguments.image.is_none()
-        && arguments.guest == "directory"
-        && arguments.guest_kernel.is_none()
-    {
+    if directory {
         eprintln!(
             "  from another terminal, once the guest is ready:  ldapsearch -x -H ldap://127.0.0.1:{port} -b dc=branch,dc=example"
         );
@@ -191,6 +188,17 @@ fn prepare_disk(arguments: &Args, config: Option<&str>, disk: &Path) -> Result<(
     image::with_config(&built.path, &config, disk, Some(DISK_BYTES))?;
     spinner.finish_and_clear();
     Ok(())
+}
+
+/// Whether the directory guest is in the box's image.
+fn holds_directory(machine: &Qemu) -> Result<bool> {
+    let mut found = false;
+    for disk in &machine.disks {
+        found |= image::contents(&disk.path)?
+            .iter()
+            .any(|item| item.what.trim() == "guest directory");
+    }
+    Ok(found)
 }
 
 /// A branch by itself: new keys, no peer.

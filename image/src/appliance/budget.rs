@@ -11,6 +11,9 @@ use crate::output;
 
 /// What the box needs beside dictionary and guest: code, stacks, packet buffers, flows, page tables.
 const BOX_BYTES: u64 = 48 << 20;
+/// Flows get half of what is left, within these.
+const LEAST_FLOWS: u64 = 8 << 20;
+const MOST_FLOWS: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
 
 /// Who has what.
@@ -19,6 +22,8 @@ pub struct Shares {
     pub guest: Option<Result<Vec<Run>, NotEnough>>,
     /// Bytes for the dictionaries.
     pub dictionary: u64,
+    /// Bytes for flows.
+    pub flows: u64,
 }
 
 /// Shares out what the firmware left and prints the budget.
@@ -67,7 +72,35 @@ pub fn share_out(findings: &Findings) -> Shares {
         ("all memory", total),
     ]);
     log::info!("memory: {} pages of page tables", paging::table_pages());
-    Shares { guest, dictionary }
+    let dictionary = fitting(dictionary);
+    let flows =
+        (heap.saturating_sub(dictionary + BOX_BYTES / 2) / 2).clamp(LEAST_FLOWS, MOST_FLOWS);
+    Shares {
+        guest,
+        dictionary,
+        flows,
+    }
+}
+
+/// As much of `wanted` bytes as the heap has in one piece: the dictionary is made of few large allocations.
+fn fitting(wanted: u64) -> u64 {
+    let mut bytes = wanted;
+    while bytes > MIB {
+        // One direction's share is the largest of them.
+        let mut probe: Vec<u8> = Vec::new();
+        if probe.try_reserve_exact(bytes as usize / 2).is_ok() {
+            break;
+        }
+        bytes -= bytes / 8;
+    }
+    if bytes < wanted {
+        output::problem(&alloc::format!(
+            "memory is in pieces: the dictionary gets {} MiB instead of {} MiB; lower [store] memory in outpost.toml",
+            bytes / MIB,
+            wanted / MIB
+        ));
+    }
+    bytes
 }
 
 /// By default a quarter of the box's memory.

@@ -4,8 +4,6 @@ mod budget;
 pub mod guest;
 mod network;
 
-use alloc::string::ToString;
-
 use crate::firmware::{self, Findings};
 use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
 use crate::output;
@@ -20,11 +18,12 @@ pub fn run() -> ! {
     // 1. Firmware phase.
     firmware::start_heap();
     output::start();
-    let findings = firmware::leave();
+    let mut findings = firmware::leave();
 
     // 2. Own the machine.
     own_the_machine(&findings);
-    let shares = budget::share_out(&findings);
+    let mut shares = budget::share_out(&findings);
+    guest::lay_out(&mut findings, &mut shares);
     let cpus = smp::start_others(&findings.tables.cpus, findings.start_up, other_cpu);
     if findings.start_up.is_none() {
         output::problem("no memory is free below 1 MiB: only one CPU can run");
@@ -37,9 +36,8 @@ pub fn run() -> ! {
     output::telemetry::milestone("devices");
 
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
-    let mut network =
-        network::Service::start(findings.config.as_ref().ok(), ports, shares.dictionary);
-    guest::prepare(findings, shares, cpus);
+    let mut network = network::Service::start(findings.config.as_ref().ok(), ports, &shares);
+    guest::start(&findings, cpus, network.station_mac());
 
     // 6. Run loops.
     network.run()
@@ -63,7 +61,7 @@ fn own_the_machine(findings: &Findings) {
     if let Err(error) = &findings.config {
         output::problem(&alloc::format!(
             "configuration: {}: the box only bridges until it is right",
-            error.to_string()
+            error
         ));
     }
 }

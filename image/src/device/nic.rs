@@ -5,16 +5,19 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use outpost::fifo::FrameFifo;
 use serde_json::json;
 use virtio_drivers::device::net::VirtIONetRaw;
-use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::virtio_device_type;
+use virtio_drivers::transport::{DeviceType, Transport};
 
 use super::pci::{Function, Pci};
 use super::virtio::{BoxHal, BoxTransport, Doorbell};
 use crate::machine::interrupts;
 
 const QUEUE: usize = 256;
+/// Frames that wait beside the device's own queue: about what one pass of the engine may emit.
+const BACKLOG: usize = 1024;
 /// Header and frame.
 const BUFFER_BYTES: usize = 2048;
 const RECEIVE_QUEUE: u16 = 0;
@@ -45,9 +48,8 @@ pub struct Counters {
     pub broken: u64,
 }
 
-/// A port.
+/// A port. What is large is boxed, because values on the stack get copied.
 pub struct Nic {
-    /// Boxed: its queues are large, and values on the stack get copied.
     driver: Box<VirtIONetRaw<BoxHal, BoxTransport, QUEUE>>,
     doorbell: &'static Doorbell,
     /// Address of the link status; zero if the device has none.
@@ -55,12 +57,14 @@ pub struct Nic {
     interrupts: bool,
     receive: Vec<Buffer>,
     /// Which buffer a receive token stands for.
-    receive_of: [u16; QUEUE],
+    receive_of: Vec<u16>,
     send: Vec<Buffer>,
     /// Send buffers that are free.
     send_free: Vec<u16>,
     /// Which buffer a send token stands for, and its length.
-    send_of: [(u16, u16); QUEUE],
+    send_of: Vec<(u16, u16)>,
+    /// Frames for which the device had no room yet.
+    backlog: FrameFifo<()>,
     header_bytes: usize,
     /// What went through it.
     pub counters: Counters,
@@ -70,7 +74,7 @@ pub struct Nic {
 pub type Failed = String;
 
 /// Starts every network port there is, in PCI order.
-pub fn find_all(pci: &Pci, functions: &[Function]) -> Vec<Result<Box<Nic>, Failed>> {
+pub fn find_all(pci: &Pci, functions: &[Function]) -> Vec<Result<Nic, Failed>> {
     const CLASS_NETWORK: u8 = 0x02;
     functions
         .iter()
@@ -89,39 +93,40 @@ pub fn find_all(pci: &Pci, functions: &[Function]) -> Vec<Result<Box<Nic>, Faile
 }
 
 impl Nic {
-    fn start(pci: &Pci, function: &Function) -> Result<Box<Nic>, Failed> {
+    fn start(pci: &Pci, function: &Function) -> Result<Nic, Failed> {
         let place = function.place;
         let failed = |why: &dyn core::fmt::Display| {
             format!("the network port at PCI {place} does not start: {why}")
         };
         pci.enable(place);
         let interrupts = pci.enable_msix(place, interrupts::DEVICE);
-        let mut transport = BoxTransport::new(pci, place, interrupts.then_some(RECEIVE_QUEUE))
+        let queue = interrupts.then_some(RECEIVE_QUEUE);
+        let mut transport = BoxTransport::new(pci, place, DeviceType::Network, queue)
             .map_err(|why| failed(&why))?;
         let doorbell = transport.doorbell();
-        let features = virtio_drivers::transport::Transport::read_device_features(&mut transport);
-        let configuration = transport.device_configuration();
-        let status = if features & FEATURE_STATUS != 0 && configuration != 0 {
-            configuration + STATUS
+        let features = transport.read_device_features();
+        let status = if features & FEATURE_STATUS != 0 {
+            transport.configuration(STATUS, 2).unwrap_or(0)
         } else {
             0
         };
         let driver = Box::new(VirtIONetRaw::new(transport).map_err(|why| failed(&why))?);
         let buffers =
             || -> Vec<Buffer> { (0..QUEUE).map(|_| Box::new([0; BUFFER_BYTES])).collect() };
-        let mut nic = Box::new(Nic {
+        let mut nic = Nic {
             driver,
             doorbell,
             status,
             interrupts,
             receive: buffers(),
-            receive_of: [0; QUEUE],
+            receive_of: alloc::vec![0; QUEUE],
             send: buffers(),
             send_free: (0..QUEUE as u16).collect(),
-            send_of: [(0, 0); QUEUE],
+            send_of: alloc::vec![(0, 0); QUEUE],
+            backlog: FrameFifo::new(BACKLOG, ()),
             header_bytes: 0,
             counters: Counters::default(),
-        });
+        };
         for index in 0..QUEUE as u16 {
             nic.offer(index);
         }
@@ -228,25 +233,31 @@ impl Nic {
 
     /// Queues a frame; [`Nic::flush`] sends it. A frame for which there is no room is lost and counted.
     pub fn send(&mut self, frame: &[u8]) {
-        let length = self.header_bytes + frame.len();
-        if length > BUFFER_BYTES {
+        if self.header_bytes + frame.len() > BUFFER_BYTES {
             self.counters.too_long += 1;
             return;
         }
+        let queued = self.backlog.is_empty() && self.give(frame);
+        if !queued && !self.backlog.push((), frame) {
+            self.counters.full += 1;
+        }
+    }
+
+    /// Gives a frame to the device. False if it has no room.
+    fn give(&mut self, frame: &[u8]) -> bool {
         if self.send_free.is_empty() {
-            self.doorbell.ring();
             self.reap();
         }
         let Some(index) = self.send_free.pop() else {
-            self.counters.full += 1;
-            return;
+            return false;
         };
+        let length = self.header_bytes + frame.len();
         let Some(bytes) = self
             .send
             .get_mut(usize::from(index))
             .and_then(|buffer| buffer.get_mut(..length))
         else {
-            return;
+            return false;
         };
         if let Some(room) = bytes.get_mut(self.header_bytes..) {
             room.copy_from_slice(frame);
@@ -259,20 +270,26 @@ impl Nic {
                 }
                 self.counters.sent += 1;
                 self.counters.sent_bytes += frame.len() as u64;
+                true
             }
             Err(_) => {
                 self.send_free.push(index);
-                self.counters.full += 1;
+                false
             }
         }
     }
 
-    /// Tells the device what is new in its queues.
-    pub fn flush(&mut self) {
+    /// Sends what is queued, as far as the device has room, and tells the device what is new in its queues. True if frames
+    /// wait for room.
+    pub fn flush(&mut self) -> bool {
+        let mut backlog = core::mem::replace(&mut self.backlog, FrameFifo::none());
+        while backlog.pop_if(|(), frame| self.give(frame)) {}
+        self.backlog = backlog;
         self.doorbell.ring();
         if self.send_free.len() < QUEUE / 2 {
             self.reap();
         }
+        !self.backlog.is_empty()
     }
 
     /// Counters for the telemetry.

@@ -151,14 +151,25 @@ impl Pci {
         self.access.read_word(place, register)
     }
 
-    /// Physical address and length of a memory BAR.
-    pub fn memory_bar(&self, place: DeviceFunction, bar: u8) -> Option<(u64, u64)> {
-        self.root()
-            .bar_info(place, bar)
-            .ok()
-            .flatten()?
-            .memory_address_size()
-            .filter(|&(address, _)| address != 0)
+    /// Physical address of a memory BAR, as the firmware set it; none if it is absent or in I/O space.
+    pub fn memory_bar(&self, place: DeviceFunction, bar: u8) -> Option<u64> {
+        const BAR_0: u8 = 0x10;
+        const IN_IO_SPACE: u32 = 1;
+        const WIDTH: u32 = 0b110;
+        const WIDTH_64: u32 = 0b100;
+        if bar > 5 {
+            return None;
+        }
+        let low = self.read(place, BAR_0 + 4 * bar);
+        if low & IN_IO_SPACE != 0 {
+            return None;
+        }
+        let high = if low & WIDTH == WIDTH_64 && bar < 5 {
+            self.read(place, BAR_0 + 4 * (bar + 1))
+        } else {
+            0
+        };
+        Some(u64::from(high) << 32 | u64::from(low & !0xf)).filter(|&address| address != 0)
     }
 
     /// Makes entry 0 of the function's MSI-X table interrupt CPU 0 with `vector` (PCI Express 5.0, 7.7.2). False if it has none.
@@ -177,13 +188,10 @@ impl Pci {
         };
         let control = self.read(place, capability.offset);
         let table = self.read(place, capability.offset + 4);
-        let Some((bar, length)) = self.memory_bar(place, (table & 7) as u8) else {
+        let Some(bar) = self.memory_bar(place, (table & 7) as u8) else {
             return false;
         };
         let offset = u64::from(table & !7);
-        if offset + ENTRY_BYTES > length {
-            return false;
-        }
         let Some(destination) = cpu::apic_id(0).filter(|&id| id < 256) else {
             return false;
         };

@@ -1,12 +1,15 @@
-//! What `virtio-drivers` needs of the box (memory one to one), and a PCI transport with message-signalled interrupts that rings
-//! a device's bell once for a batch instead of once for each buffer.
+//! What `virtio-drivers` needs of the box: memory one to one, and a PCI transport.
+//!
+//! The crate's own transport would do, but for three things: this one has message-signalled interrupts; it rings a device's
+//! bell once for a batch instead of once for each buffer; and it does not size BARs again and again, which costs an emulated
+//! machine a rebuild of its memory map each time.
 
+use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering, fence};
 
 use alloc::boxed::Box;
 use virtio_drivers::transport::pci::bus::DeviceFunction;
-use virtio_drivers::transport::pci::{PciTransport, VirtioPciError};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -44,34 +47,106 @@ unsafe impl Hal for BoxHal {
     unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
 }
 
-/// Capabilities of virtio over PCI (virtio 1.2, 4.1.4) and registers of the common configuration (4.1.4.3).
+/// Capabilities of virtio over PCI (virtio 1.2, 4.1.4).
 const CAPABILITY_VENDOR: u8 = 0x09;
 const COMMON_CONFIGURATION: u8 = 1;
 const NOTIFICATIONS: u8 = 2;
+const INTERRUPT_STATUS: u8 = 3;
 const DEVICE_CONFIGURATION: u8 = 4;
-const QUEUE_SELECT: u64 = 0x16;
-const QUEUE_MSIX_VECTOR: u64 = 0x1a;
-const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
+
+/// The common configuration structure (virtio 1.2, 4.1.4.3).
+#[repr(C)]
+struct Common {
+    device_feature_select: u32,
+    device_feature: u32,
+    driver_feature_select: u32,
+    driver_feature: u32,
+    config_msix_vector: u16,
+    num_queues: u16,
+    device_status: u8,
+    config_generation: u8,
+    queue_select: u16,
+    queue_size: u16,
+    queue_msix_vector: u16,
+    queue_enable: u16,
+    queue_notify_off: u16,
+    queue_desc: [u32; 2],
+    queue_driver: [u32; 2],
+    queue_device: [u32; 2],
+}
+
+/// Reads a register of the common configuration.
+macro_rules! get {
+    ($self:ident.$field:ident) => {
+        // SAFETY: the structure was mapped by `BoxTransport::new`, which checked that it is long enough; it is the device's for
+        // as long as the transport lives.
+        unsafe { (&raw const (*$self.common).$field).read_volatile() }
+    };
+}
+
+/// Writes a register of the common configuration.
+macro_rules! set {
+    ($self:ident.$field:ident, $value:expr) => {
+        // SAFETY: as for `get!`.
+        unsafe { (&raw mut (*$self.common).$field).write_volatile($value) }
+    };
+}
 
 const QUEUES: usize = 4;
 
-/// A device's bells: one address for each queue, and which of them want ringing.
+/// virtio 1.2, 6: the driver says at which place in a queue it wants to be told, and so does the device.
+const FEATURE_EVENT_INDEX: u64 = 1 << 29;
+
+/// A queue's bell and where its rings lie.
+#[derive(Default)]
+struct Bell {
+    address: AtomicU64,
+    /// The available ring: flags, index, entries.
+    available: AtomicU64,
+    /// The used ring: flags, index, entries of eight bytes, event index.
+    used: AtomicU64,
+    size: AtomicU16,
+    /// The available index at the last look.
+    seen: AtomicU16,
+}
+
+/// A device's bells.
 #[derive(Default)]
 pub struct Doorbell {
-    addresses: [AtomicU64; QUEUES],
-    wanted: AtomicU32,
+    bells: [Bell; QUEUES],
+    event_index: AtomicBool,
 }
 
 impl Doorbell {
-    /// Rings the bells of the queues that have something new.
+    /// Rings the bells of the queues that have something new, if the device wants to be told (virtio 1.2, 2.7.13).
+    ///
+    /// The drivers' own test lacks the barrier between writing the index and reading what the device wants.
     pub fn ring(&self) {
-        if self.wanted.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        let wanted = self.wanted.swap(0, Ordering::AcqRel);
-        for (queue, address) in (0_u16..).zip(&self.addresses) {
-            let address = address.load(Ordering::Relaxed);
-            if wanted & (1 << queue) != 0 && address != 0 {
+        fence(Ordering::SeqCst);
+        for (queue, bell) in (0_u16..).zip(&self.bells) {
+            let address = bell.address.load(Ordering::Relaxed);
+            if address == 0 {
+                continue;
+            }
+            let available = bell.available.load(Ordering::Relaxed);
+            let used = bell.used.load(Ordering::Relaxed);
+            // SAFETY: `queue_set` noted where the queue's rings lie; they live as long as the box.
+            let index = unsafe { ((available + 2) as *const u16).read_volatile() };
+            let seen = bell.seen.swap(index, Ordering::Relaxed);
+            if index == seen {
+                continue;
+            }
+            let wanted = if self.event_index.load(Ordering::Relaxed) {
+                let at = used + 4 + 8 * u64::from(bell.size.load(Ordering::Relaxed));
+                // SAFETY: as above.
+                let event = unsafe { (at as *const u16).read_volatile() };
+                outpost::virtqueue::needs_event(event, index, seen)
+            } else {
+                const NO_NOTIFY: u16 = 1;
+                // SAFETY: as above.
+                unsafe { (used as *const u16).read_volatile() & NO_NOTIFY == 0 }
+            };
+            if wanted {
                 // SAFETY: the address lies in the notification region that the device's capability describes; it was mapped
                 // when the transport was made.
                 unsafe { (address as *mut u16).write_volatile(queue) };
@@ -80,57 +155,98 @@ impl Doorbell {
     }
 }
 
+/// Why a function is no virtio device that this transport can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotVirtio {
+    /// A capability is missing, or points where the device has no memory.
+    Capability(u8),
+}
+
+impl fmt::Display for NotVirtio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotVirtio::Capability(kind) => write!(
+                f,
+                "virtio capability {kind} is missing or damaged (is the device virtio 1.0 or newer?)"
+            ),
+        }
+    }
+}
+
+/// A structure in a device's memory.
+#[derive(Clone, Copy)]
+struct Structure {
+    address: u64,
+    bytes: u64,
+    /// Where its capability lies in configuration space.
+    capability: u8,
+}
+
+/// Finds the structure of the given kind and maps it.
+fn structure(
+    pci: &Pci,
+    place: DeviceFunction,
+    kind: u8,
+    least: u64,
+) -> Result<Structure, NotVirtio> {
+    pci.root()
+        .capabilities(place)
+        .find_map(|capability| {
+            let found = capability.id == CAPABILITY_VENDOR
+                && (capability.private_header >> 8) as u8 == kind;
+            found.then_some(())?;
+            let bar = pci.read(place, capability.offset + 4) as u8;
+            let offset = u64::from(pci.read(place, capability.offset + 8));
+            let bytes = u64::from(pci.read(place, capability.offset + 12));
+            let address = pci.memory_bar(place, bar)? + offset;
+            (bytes >= least).then_some(())?;
+            paging::map_device(address, bytes);
+            Some(Structure {
+                address,
+                bytes,
+                capability: capability.offset,
+            })
+        })
+        .ok_or(NotVirtio::Capability(kind))
+}
+
 /// The transport.
 pub struct BoxTransport {
-    inner: PciTransport,
-    common: u64,
-    notifications: u64,
+    kind: DeviceType,
+    common: *mut Common,
+    notifications: Structure,
     notify_multiplier: u32,
+    interrupt_status: Structure,
+    configuration: Option<Structure>,
     /// Queue that interrupts when it has something.
     interrupting_queue: Option<u16>,
-    /// Where the device's own configuration lies.
-    device_configuration: u64,
     doorbell: &'static Doorbell,
 }
 
-/// Where a capability's structure lies: address and length.
-fn structure(pci: &Pci, place: DeviceFunction, kind: u8) -> Option<(u64, u8)> {
-    pci.root().capabilities(place).find_map(|capability| {
-        let found =
-            capability.id == CAPABILITY_VENDOR && (capability.private_header >> 8) as u8 == kind;
-        found.then_some(())?;
-        let bar = pci.read(place, capability.offset + 4) as u8;
-        let offset = u64::from(pci.read(place, capability.offset + 8));
-        let length = u64::from(pci.read(place, capability.offset + 12));
-        let (address, bar_length) = pci.memory_bar(place, bar)?;
-        (offset + length <= bar_length).then_some((address + offset, capability.offset))
-    })
-}
+// SAFETY: the device's registers can be used from any CPU, and the transport is used by one at a time.
+unsafe impl Send for BoxTransport {}
 
 impl BoxTransport {
     /// A transport for the function at `place`, whose queue `interrupting_queue`, if any, uses entry 0 of its MSI-X table.
     ///
     /// # Errors
-    /// If the function is no virtio device, or none of version 1.
+    /// If the function is no virtio device of version 1.
     pub fn new(
         pci: &Pci,
         place: DeviceFunction,
+        kind: DeviceType,
         interrupting_queue: Option<u16>,
-    ) -> Result<Self, VirtioPciError> {
-        let inner = PciTransport::new::<BoxHal, _>(&mut pci.root(), place)?;
-        let (common, _) = structure(pci, place, COMMON_CONFIGURATION)
-            .ok_or(VirtioPciError::MissingCommonConfig)?;
-        let (notifications, capability) =
-            structure(pci, place, NOTIFICATIONS).ok_or(VirtioPciError::MissingNotifyConfig)?;
-        let device_configuration =
-            structure(pci, place, DEVICE_CONFIGURATION).map_or(0, |(address, _)| address);
+    ) -> Result<Self, NotVirtio> {
+        let common = structure(pci, place, COMMON_CONFIGURATION, size_of::<Common>() as u64)?;
+        let notifications = structure(pci, place, NOTIFICATIONS, 2)?;
         Ok(BoxTransport {
-            inner,
-            common,
+            kind,
+            common: common.address as *mut Common,
             notifications,
-            notify_multiplier: pci.read(place, capability + 16),
+            notify_multiplier: pci.read(place, notifications.capability + 16),
+            interrupt_status: structure(pci, place, INTERRUPT_STATUS, 1)?,
+            configuration: structure(pci, place, DEVICE_CONFIGURATION, 1).ok(),
             interrupting_queue,
-            device_configuration,
             doorbell: Box::leak(Box::default()),
         })
     }
@@ -140,40 +256,64 @@ impl BoxTransport {
         self.doorbell
     }
 
-    /// Address of the device's own configuration; zero if it has none.
-    pub fn device_configuration(&self) -> u64 {
-        self.device_configuration
+    /// Address of `bytes` bytes at `offset` of the device's own configuration.
+    pub fn configuration(&self, offset: u64, bytes: u64) -> Option<u64> {
+        self.configuration
+            .filter(|structure| offset + bytes <= structure.bytes)
+            .map(|structure| structure.address + offset)
     }
+}
+
+/// The halves of an address, as the device wants them written.
+fn halves(address: PhysAddr) -> [u32; 2] {
+    [address as u32, (address >> 32) as u32]
 }
 
 impl Transport for BoxTransport {
     fn device_type(&self) -> DeviceType {
-        self.inner.device_type()
+        self.kind
     }
+
     fn read_device_features(&mut self) -> u64 {
-        self.inner.read_device_features()
+        set!(self.device_feature_select, 0);
+        let low = get!(self.device_feature);
+        set!(self.device_feature_select, 1);
+        u64::from(get!(self.device_feature)) << 32 | u64::from(low)
     }
+
     fn write_driver_features(&mut self, features: u64) {
-        self.inner.write_driver_features(features);
+        self.doorbell
+            .event_index
+            .store(features & FEATURE_EVENT_INDEX != 0, Ordering::Relaxed);
+        set!(self.driver_feature_select, 0);
+        set!(self.driver_feature, features as u32);
+        set!(self.driver_feature_select, 1);
+        set!(self.driver_feature, (features >> 32) as u32);
     }
+
     fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.inner.max_queue_size(queue)
+        set!(self.queue_select, queue);
+        u32::from(get!(self.queue_size))
     }
-    fn notify(&mut self, queue: u16) {
-        self.doorbell.wanted.fetch_or(1 << queue, Ordering::Release);
+
+    fn notify(&mut self, _: u16) {
+        // [`Doorbell::ring`] finds out by itself what is new.
     }
+
     fn get_status(&self) -> DeviceStatus {
-        self.inner.get_status()
+        DeviceStatus::from_bits_truncate(u32::from(get!(self.device_status)))
     }
+
     fn set_status(&mut self, status: DeviceStatus) {
-        self.inner.set_status(status);
+        set!(self.device_status, status.bits() as u8);
     }
-    fn set_guest_page_size(&mut self, bytes: u32) {
-        self.inner.set_guest_page_size(bytes);
-    }
+
+    fn set_guest_page_size(&mut self, _: u32) {}
+
     fn requires_legacy_layout(&self) -> bool {
-        self.inner.requires_legacy_layout()
+        false
     }
+
     fn queue_set(
         &mut self,
         queue: u16,
@@ -188,40 +328,70 @@ impl Transport for BoxTransport {
         } else {
             NO_VECTOR
         };
-        // SAFETY: the common configuration is mapped (`PciTransport::new`) and longer than these registers' offsets.
-        let notify_offset = unsafe {
-            ((self.common + QUEUE_SELECT) as *mut u16).write_volatile(queue);
-            ((self.common + QUEUE_MSIX_VECTOR) as *mut u16).write_volatile(vector);
-            ((self.common + QUEUE_NOTIFY_OFFSET) as *const u16).read_volatile()
-        };
-        let bell =
-            self.notifications + u64::from(notify_offset) * u64::from(self.notify_multiplier);
-        if let Some(address) = self.doorbell.addresses.get(usize::from(queue)) {
-            address.store(bell, Ordering::Relaxed);
+        set!(self.queue_select, queue);
+        set!(self.queue_size, size as u16);
+        set!(self.queue_msix_vector, vector);
+        set!(self.queue_desc, halves(descriptors));
+        set!(self.queue_driver, halves(driver_area));
+        set!(self.queue_device, halves(device_area));
+        let bell = u64::from(get!(self.queue_notify_off)) * u64::from(self.notify_multiplier);
+        if bell + 2 <= self.notifications.bytes
+            && let Some(slot) = self.doorbell.bells.get(usize::from(queue))
+        {
+            slot.available.store(driver_area, Ordering::Relaxed);
+            slot.used.store(device_area, Ordering::Relaxed);
+            slot.size.store(size as u16, Ordering::Relaxed);
+            slot.address
+                .store(self.notifications.address + bell, Ordering::Relaxed);
         }
-        self.inner
-            .queue_set(queue, size, descriptors, driver_area, device_area);
+        set!(self.queue_enable, 1);
     }
-    fn queue_unset(&mut self, queue: u16) {
-        self.inner.queue_unset(queue);
+
+    fn queue_unset(&mut self, _: u16) {
+        // A queue that is set up stays so until the device is reset.
     }
+
     fn queue_used(&mut self, queue: u16) -> bool {
-        self.inner.queue_used(queue)
+        set!(self.queue_select, queue);
+        get!(self.queue_enable) == 1
     }
+
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        self.inner.ack_interrupt()
+        // SAFETY: the structure was mapped by `new` and has at least one byte.
+        let status = unsafe { (self.interrupt_status.address as *const u8).read_volatile() };
+        InterruptStatus::from_bits_retain(u32::from(status))
     }
+
     fn read_config_generation(&self) -> u32 {
-        self.inner.read_config_generation()
+        u32::from(get!(self.config_generation))
     }
+
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
-        self.inner.read_config_space(offset)
+        let address = self
+            .configuration(offset as u64, size_of::<T>() as u64)
+            .ok_or(Error::ConfigSpaceTooSmall)?;
+        // SAFETY: the bytes lie in the device's configuration, which `new` mapped; any bytes are a `T`. Drivers read fields of
+        // up to four bytes at multiples of their size.
+        Ok(unsafe { (address as *const T).read_volatile() })
     }
+
     fn write_config_space<T: IntoBytes + Immutable>(
         &mut self,
         offset: usize,
         value: T,
     ) -> Result<(), Error> {
-        self.inner.write_config_space(offset, value)
+        let address = self
+            .configuration(offset as u64, size_of::<T>() as u64)
+            .ok_or(Error::ConfigSpaceTooSmall)?;
+        // SAFETY: as `read_config_space`.
+        unsafe { (address as *mut T).write_volatile(value) };
+        Ok(())
+    }
+}
+
+impl Drop for BoxTransport {
+    /// Resets the device, so that it no longer touches queues that may be gone.
+    fn drop(&mut self) {
+        self.set_status(DeviceStatus::empty());
     }
 }

@@ -160,7 +160,7 @@ pub fn open_prepared() -> Result<(FirmwareDisk, Table), String> {
         Ok(Provisioned::NoRoom { free }) => output::problem(&alloc::format!(
             "the disk has {} MiB free, too little for the guest's data and the dictionary: use a disk that is at least {} MiB larger",
             free >> 20,
-            2 * outpost::disk::SMALLEST_BYTES >> 20
+            (2 * outpost::disk::SMALLEST_BYTES) >> 20
         )),
         Err(error) => output::problem(&error.to_string()),
     }

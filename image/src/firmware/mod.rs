@@ -71,6 +71,9 @@ pub fn leave() -> Findings {
     let tables = rsdp.map_or_else(Tables::default, read_tables);
     let calibration = clock::calibrate(tables.pm_timer);
     power::set_reset_register(tables.reset);
+    if let Some(screen) = find_screen() {
+        output::add_screen(screen);
+    }
     output::telemetry::milestone("start");
     log::info!(
         "Outpost {} on {} {:#x}",
@@ -78,13 +81,9 @@ pub fn leave() -> Findings {
         system::firmware_vendor(),
         system::firmware_revision()
     );
-    if let Some(screen) = find_screen() {
-        output::add_screen(screen);
-    }
-    if rsdp.is_none() {
-        output::problem(
-            "the firmware has no ACPI tables: CPUs are counted by asking, PCI is read through ports",
-        );
+    if tables.cpus.is_empty() {
+        // Not a thing the user can act on, nor one that takes anything away.
+        log::info!("acpi: no table of CPUs: they are counted by asking");
     }
     set_wall_clock();
     if !entropy::gather(firmware_random()) {

@@ -165,6 +165,9 @@ pub fn arm_timer(deadline_ns: Option<u64>) {
 fn command(destination: u32, low: u32) {
     if XAPIC.load(Ordering::Relaxed) == 0 {
         let value = u64::from(destination) << 32 | u64::from(low);
+        // Writing an MSR of the x2APIC is no barrier (Intel SDM vol. 3, 11.12.3): what the message is about comes first.
+        // SAFETY: fences have no other effect.
+        unsafe { core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags)) };
         // SAFETY: x2APIC mode is on; the callers send only what the IDT or the trampoline handles.
         unsafe { Msr::new(X2APIC_MSRS + (COMMAND_LOW >> 4)).write(value) };
         return;

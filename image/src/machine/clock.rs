@@ -106,7 +106,7 @@ pub struct Calibration {
     source: Source,
 }
 
-/// Finds a first value of the frequency, within 10 ms, and begins a longer measurement.
+/// Finds a first value of the frequency, within 50 ms, and begins a longer measurement.
 pub fn calibrate(pm_timer: Option<Register>) -> Calibration {
     if let Some(hz) = frequency_from_cpuid() {
         set_frequency(hz);
@@ -200,12 +200,12 @@ fn sample(timer: Register) -> (u32, u64) {
     best
 }
 
-/// Counts time-stamp ticks while the PIT's channel 2 counts down 10 ms (8254 data sheet, mode 0; gate and output in port 61H).
+/// Counts time-stamp ticks while the PIT's channel 2 counts down 50 ms (8254 data sheet, mode 0; gate and output in port 61H).
 fn frequency_from_pit() -> u64 {
     const CHANNEL_2: u16 = 0x42;
     const COMMAND: u16 = 0x43;
     const GATE: u16 = 0x61;
-    let count = (PIT_HZ / 100) as u16;
+    let count = (PIT_HZ / 20) as u16;
     let gate = port::read_u8(GATE);
     port::write_u8(GATE, (gate & !0x02) | 0x01);
     port::write_u8(COMMAND, 0xb0);
@@ -218,5 +218,5 @@ fn frequency_from_pit() -> u64 {
     }
     let ticks = tsc() - before;
     port::write_u8(GATE, gate);
-    ticks * 100
+    ticks * 20
 }

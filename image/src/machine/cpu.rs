@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use x86_64::registers::model_specific::GsBase;
 use x86_64::{VirtAddr, instructions::interrupts};
@@ -40,7 +40,6 @@ pub struct Cpu {
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static ARRIVED: AtomicBool = AtomicBool::new(false);
-static ONLINE: AtomicUsize = AtomicUsize::new(0);
 
 /// Where the GS base points on a CPU that has not registered: `gs:[0]` then says "nobody".
 static NOBODY: AtomicPtr<Cpu> = AtomicPtr::new(core::ptr::null_mut());
@@ -67,13 +66,7 @@ pub fn register(index: usize) {
     GsBase::write(VirtAddr::from_ptr(pointer));
     if let Some(slot) = CPUS.get(index) {
         slot.store(pointer, Ordering::Release);
-        ONLINE.fetch_add(1, Ordering::AcqRel);
     }
-}
-
-/// CPUs that have registered.
-pub fn online() -> usize {
-    ONLINE.load(Ordering::Acquire)
 }
 
 /// The CPU with this number, if it has registered.

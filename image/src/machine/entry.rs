@@ -19,6 +19,18 @@ unsafe impl Sync for Stack {}
 /// The boot CPU's stack.
 pub static BOOT_STACK: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
 
+/// The most bytes of the boot CPU's stack that were ever in use.
+pub fn deepest_stack() -> usize {
+    const GUARD: usize = 4096;
+    let start = (&raw const BOOT_STACK) as usize;
+    let untouched = (start + GUARD..start + STACK_BYTES)
+        .step_by(8)
+        // SAFETY: the stack is mapped but for its guard page; what is below the stack pointer does not change meanwhile.
+        .take_while(|&at| unsafe { (at as *const u64).read_volatile() } == 0)
+        .count();
+    STACK_BYTES - GUARD - 8 * untouched
+}
+
 /// Where the firmware jumps to (UEFI 2.10, 4.1): image handle in `rcx`, system table in `rdx`.
 #[unsafe(naked)]
 #[unsafe(export_name = "efi_main")]

@@ -96,9 +96,9 @@ impl Tables {
         let mut address = run.start;
         while address < run.end {
             let left = run.end - address;
-            let size = if self.huge_pages && address % HUGE == 0 && left >= HUGE {
+            let size = if self.huge_pages && address.is_multiple_of(HUGE) && left >= HUGE {
                 HUGE
-            } else if address % LARGE == 0 && left >= LARGE {
+            } else if address.is_multiple_of(LARGE) && left >= LARGE {
                 LARGE
             } else {
                 PAGE

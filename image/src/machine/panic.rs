@@ -42,7 +42,10 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         && !heap::is_locked()
         && !output::is_locked();
     if bearable {
-        log::error!("CPU {index} is lost, the guest with it; the network goes on: {info}");
+        log::error!("CPU {index}: {info}");
+        output::problem(
+            "a fault of the hypervisor cost the guest its CPU; the network goes on. Reset the box to have the guest back, and report the lines above",
+        );
         cpu::kick(0);
         cpu::halt_for_ever();
     }

@@ -20,14 +20,6 @@ pub fn write_u8(port: u16, value: u8) {
     };
 }
 
-/// Writes 16 bits to `port`.
-pub fn write_u16(port: u16, value: u16) {
-    // SAFETY: as `write_u8`.
-    unsafe {
-        asm!("out dx, ax", in("ax") value, in("dx") port, options(nomem, nostack, preserves_flags))
-    };
-}
-
 /// Reads 32 bits from `port`.
 pub fn read_u32(port: u16) -> u32 {
     let value;

@@ -19,7 +19,8 @@ use screen::{Screen, Text};
 use serial::{COM1, Serial};
 
 const LOG_BYTES: usize = 64 << 10;
-const LINE_BYTES: usize = 400;
+/// Longest line: a report of all registers fits.
+const LINE_BYTES: usize = 700;
 
 static LOG: Once<Mutex<LineRing>> = Once::new();
 /// Lines go out as they come.

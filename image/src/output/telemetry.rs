@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use outpost::console::ByteQueue;
-use serde_json::json;
+use serde_json::{Value, json};
 use spin::Mutex;
 
 use super::serial::{COM2, Serial};
@@ -69,9 +69,16 @@ pub fn problem(text: &str) {
     send(json!({"event": "problem", "text": text}).to_string());
 }
 
-/// How things stand. `net` is the WAN stack's statistics.
-pub fn status(guest: &str, net: serde_json::Value) {
-    send(json!({"event": "status", "ms": clock::now_ms(), "guest": guest, "net": net}).to_string());
+/// How things stand. `net` is the WAN stack's statistics, `exits` how often the guest left for the hypervisor.
+pub fn status(guest: &str, exits: u64, net: Value) {
+    let line = json!({
+        "event": "status",
+        "ms": clock::now_ms(),
+        "guest": guest,
+        "guest_exits": exits,
+        "net": net,
+    });
+    send(line.to_string());
 }
 
 /// Writes what the port takes now, within bounds. True if more waits.

@@ -49,6 +49,14 @@ impl SenderConfig {
     }
 }
 
+/// What a block costs here until the peer confirms it, in bytes at least: its record, its pin and their places.
+const LEAST_CHARGE: u64 = 128;
+
+/// What a block for the bytes at `range` takes of the credit.
+fn charge(range: &Range<u64>) -> u64 {
+    (range.end - range.start).max(LEAST_CHARGE)
+}
+
 /// A block that the peer has not confirmed yet.
 struct Sent {
     /// Where its bytes lie in the log.
@@ -271,13 +279,13 @@ impl<S: Store> Sender<S> {
             return Err(ControlError::NeverSent);
         }
         for sent in flow.blocks.drain(..blocks as usize) {
-            let len = sent.range.end - sent.range.start;
+            let charge = charge(&sent.range);
             self.pins.remove(&(sent.range.start, id, flow.first));
             flow.first = flow.first.wrapping_add(1);
             if !flow.closed {
-                flow.unconfirmed = flow.unconfirmed.saturating_sub(len as usize);
+                flow.unconfirmed = flow.unconfirmed.saturating_sub(charge as usize);
                 self.statistics.unconfirmed_bytes =
-                    self.statistics.unconfirmed_bytes.saturating_sub(len);
+                    self.statistics.unconfirmed_bytes.saturating_sub(charge);
             }
             if sent.stores {
                 flow.own.remove(sent.range.clone());
@@ -490,9 +498,9 @@ impl<S: Store> Sender<S> {
         };
         let block = flow.first.wrapping_add(flow.blocks.len() as u32);
         self.pins.insert((range.start, id, block));
-        let len = range.end - range.start;
-        flow.unconfirmed += len as usize;
-        self.statistics.unconfirmed_bytes += len;
+        let charge = charge(&range);
+        flow.unconfirmed += charge as usize;
+        self.statistics.unconfirmed_bytes += charge;
         if stores {
             flow.own.insert(range.clone());
         }

@@ -35,7 +35,7 @@ pub struct SenderStatistics {
     pub refetches_gone: u64,
     /// Confirmations and requests for flows that are gone.
     pub stale_messages: u64,
-    /// Bytes sent and not confirmed yet (now).
+    /// Bytes sent and not confirmed yet (now); a short block counts for what it costs to remember.
     pub unconfirmed_bytes: u64,
     /// Bytes of the log that the peer is known to have (now).
     pub confirmed_bytes: u64,

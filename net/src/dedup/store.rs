@@ -1,13 +1,12 @@
 //! The log-structured store of one direction's bytes, and the ring in memory that is its first form. It knows positions
 //! and bytes; who may refer to what is for the sender and the receiver to know.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 /// Bytes by log position. A store on disk implements this over the segments that it has in memory.
 ///
 /// A position is in the store's window when `tail() <= position < head()`. Bytes in the window that were never written
-/// read as anything: callers keep their own record of what was.
+/// read as anything or as nothing: callers keep their own record of what was.
 pub trait Store {
     /// The most bytes the window can hold.
     fn capacity(&self) -> u64;
@@ -32,7 +31,9 @@ pub trait Store {
 
 /// A store in memory: a ring of fixed size.
 pub struct RingStore {
+    /// As long as the highest place ever written. The rest is not touched, so that a large ring is made in no time.
     bytes: Vec<u8>,
+    capacity: usize,
     head: u64,
     /// The position that lies at index 0 in the newest round.
     lap: u64,
@@ -42,7 +43,8 @@ impl RingStore {
     /// A ring of `capacity` bytes (at least one), allocated here and never again.
     pub fn new(capacity: usize) -> Self {
         RingStore {
-            bytes: vec![0; capacity.max(1)],
+            bytes: Vec::with_capacity(capacity.max(1)),
+            capacity: capacity.max(1),
             head: 0,
             lap: 0,
         }
@@ -56,7 +58,9 @@ impl RingStore {
         }
         let index = match position.checked_sub(self.lap) {
             Some(index) => index,
-            None => (position + self.capacity()).checked_sub(self.lap)?,
+            None => position
+                .checked_add(self.capacity())?
+                .checked_sub(self.lap)?,
         };
         usize::try_from(index).ok()
     }
@@ -73,7 +77,7 @@ impl RingStore {
 
 impl Store for RingStore {
     fn capacity(&self) -> u64 {
-        self.bytes.len() as u64
+        self.capacity as u64
     }
 
     fn head(&self) -> u64 {
@@ -121,12 +125,17 @@ impl Store for RingStore {
             let Some(index) = self.index(position) else {
                 return;
             };
-            let Some(room) = self.bytes.get_mut(index..) else {
-                return;
-            };
-            let now = room.len().min(rest.len());
+            let now = self.capacity.saturating_sub(index).min(rest.len());
             let (head, tail) = rest.split_at(now);
-            if let Some(room) = room.get_mut(..now) {
+            if index == self.bytes.len() {
+                self.bytes.extend_from_slice(head);
+            } else {
+                if self.bytes.len() < index + now {
+                    self.bytes.resize(index + now, 0);
+                }
+                let Some(room) = self.bytes.get_mut(index..index + now) else {
+                    return;
+                };
                 room.copy_from_slice(head);
             }
             position += now as u64;
@@ -153,7 +162,9 @@ mod tests {
         for position in low.max(ring.tail()).saturating_sub(3)..ring.head() + 3 {
             let inside = (ring.tail()..ring.head()).contains(&position);
             let forward = ring.forward(position);
-            assert_eq!(!forward.is_empty(), inside);
+            if position >= low || !inside {
+                assert_eq!(!forward.is_empty(), inside);
+            }
             if position >= low {
                 for (offset, have) in forward.iter().enumerate() {
                     assert_eq!(*have, byte(position + offset as u64));

@@ -57,6 +57,10 @@ impl<'a> Reader<'a> {
             }
             value |= bits << shift;
             if byte & 0x80 == 0 {
+                // One way to write a number: a padded one could make a header longer than any has to be.
+                if byte == 0 && shift > 0 {
+                    return Err(Malformed);
+                }
                 return Ok(Some(value));
             }
         }
@@ -424,5 +428,19 @@ impl Inbox {
     /// Drops what is not whole yet.
     pub fn clear(&mut self) {
         *self = Inbox::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_one_way_to_be_written() {
+        assert_eq!(Reader(&[0]).number(), Ok(Some(0)));
+        assert_eq!(Reader(&[0x81, 0x01]).number(), Ok(Some(129)));
+        assert_eq!(Reader(&[0x81]).number(), Ok(None));
+        assert_eq!(Reader(&[0x81, 0x00]).number(), Err(Malformed));
+        assert_eq!(Reader(&[0x80, 0x80, 0x00]).number(), Err(Malformed));
     }
 }

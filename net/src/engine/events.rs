@@ -4,13 +4,24 @@ use super::Engine;
 use super::flow::{End, Stage};
 use super::message::Code;
 use super::table::Slot;
+use crate::flow::link::BadControl;
 use crate::flow::newcomer::{Greeting, Newcomer};
 use crate::time::Instant;
 use crate::tunnel::{DownReason, Event, StreamId};
 
 impl Engine {
-    /// Handles everything that the tunnel has to tell.
+    /// Handles everything that the tunnel has to tell. After it, no event waits: flows may have their turns.
     pub(super) fn handle_tunnel(&mut self, now: Instant) {
+        // What the control stream carries may cost the tunnel, and that is told by another event.
+        while self.handle_events(now) && self.read_control().is_err() {
+            if let Some(link) = &mut self.link {
+                link.fail(now);
+            }
+        }
+    }
+
+    /// Handles what the tunnel tells; gives whether the control stream is to be read.
+    fn handle_events(&mut self, now: Instant) -> bool {
         let mut control = false;
         while let Some(event) = self.link.as_mut().and_then(|link| link.tunnel.poll_event()) {
             match event {
@@ -36,14 +47,13 @@ impl Engine {
                     self.keep_polling |= self.is_control(stream);
                 }
                 Event::Reset(stream, code) => self.stream_reset(now, stream, code.into()),
-                Event::WrongKey(wrong) => log::warn!("{wrong}"),
+                // Counted and logged by the tunnel.
+                Event::WrongKey(_) => {}
             }
             // A newcomer may just have turned out to be the control stream.
             control |= matches!(event, Event::Opened(stream) if self.is_control(stream));
         }
-        if control {
-            self.read_control(now);
-        }
+        control
     }
 
     fn is_control(&self, stream: StreamId) -> bool {
@@ -52,20 +62,19 @@ impl Engine {
             .is_some_and(|link| link.is_control(stream))
     }
 
-    fn read_control(&mut self, now: Instant) {
-        let Some(link) = &mut self.link else { return };
-        match link.read_control() {
-            Ok(false) => {}
-            Ok(true) => {
-                for slot in self.awaiting_control.drain(..) {
-                    if let Some(flow) = self.flows.get_mut(slot) {
-                        flow.is_listed = false;
-                    }
-                    self.flows.wake(slot);
+    fn read_control(&mut self) -> Result<(), BadControl> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        if link.read_control()? {
+            for slot in self.awaiting_control.drain(..) {
+                if let Some(flow) = self.flows.get_mut(slot) {
+                    flow.is_listed = false;
                 }
+                self.flows.wake(slot);
             }
-            Err(_) => link.fail(now),
         }
+        Ok(())
     }
 
     fn tunnel_up(&mut self, now: Instant) {
@@ -73,7 +82,7 @@ impl Engine {
         self.end_flows(now);
         if let Some(link) = &mut self.link {
             link.reset();
-            link.open_control();
+            link.open_control(now);
         }
     }
 
@@ -89,6 +98,8 @@ impl Engine {
     fn end_flows(&mut self, now: Instant) {
         self.newcomers.clear();
         self.awaiting_control.clear();
+        // The next tunnel's streams may have the same names.
+        self.flows.forget_streams();
         let slots: alloc::vec::Vec<Slot> = self.flows.slots().collect();
         for slot in slots {
             let Some(flow) = self.flows.get_mut(slot) else {
@@ -100,12 +111,8 @@ impl Engine {
                         self.conclude(now, *flow, End::NeverOpened(Code::Unreachable));
                     }
                 }
-                Stage::Resetting => {}
-                Stage::Closing => {
-                    if let Some(flow) = self.flows.take(slot) {
-                        self.conclude(now, *flow, End::Finished);
-                    }
-                }
+                // A closing flow needs the tunnel no more: the host still gets what waits for it.
+                Stage::Resetting | Stage::Closing => {}
                 _ => {
                     flow.abort();
                     self.counters.flows.reset_by_tunnel += 1;
@@ -161,7 +168,7 @@ impl Engine {
         let (Some(newcomer), Some(link)) = (self.newcomers.get_mut(&stream), &mut self.link) else {
             return;
         };
-        let Some(greeting) = newcomer.greet(&mut link.tunnel, stream) else {
+        let Some(greeting) = newcomer.greet(link, stream) else {
             return;
         };
         self.newcomers.remove(&stream);

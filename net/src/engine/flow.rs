@@ -176,7 +176,7 @@ impl Flow {
                     Next::End(End::Reset)
                 };
             }
-            Stage::Connecting => match self.connecting(now, link) {
+            Stage::Connecting => match self.connecting(link) {
                 Ok(again) => again,
                 Err(end) => return Next::End(end),
             },
@@ -201,7 +201,9 @@ impl Flow {
                 }
                 self.stage == Stage::Open
             }
-            Stage::Open | Stage::Closing => match self.pump(now, link) {
+            // Nothing is left to move but what the socket holds; the tunnel may be gone.
+            Stage::Closing => false,
+            Stage::Open => match self.pump(now, link) {
                 Ok(again) => again,
                 Err(code) => {
                     link.tunnel.reset(self.stream, code.into());
@@ -241,7 +243,7 @@ impl Flow {
         Some(Next::End(End::NeverOpened(code)))
     }
 
-    fn connecting(&mut self, _now: Instant, link: &mut Link) -> Result<bool, End> {
+    fn connecting(&mut self, link: &mut Link) -> Result<bool, End> {
         match self.tcp.phase() {
             Phase::Opening => Ok(false),
             Phase::Closed => {
@@ -261,7 +263,7 @@ impl Flow {
         self.pump.flush(link);
         let mut answer = [0];
         let read = link.tunnel.read(self.stream, &mut answer);
-        if read.len == 0 && !read.finished {
+        if read.len == 0 && !link.has_finished(read) {
             return Ok(false);
         }
         if read.len == 1 && answer == [OPENED] {
@@ -308,6 +310,8 @@ impl Flow {
             Phase::TimeWait | Phase::Closed if in_order && self.pump.is_finished() => {
                 Some(End::Finished)
             }
+            // Both ways are closed, but the tunnel has not yet taken all that the host sent before.
+            Phase::Closed if self.pump.has_finished_to_host() && self.tcp.host_has_closed() => None,
             Phase::Closed if !in_order && !self.tcp.owes_reset() => {
                 link.tunnel.reset(self.stream, Code::HostReset.into());
                 Some(End::HostReset)

@@ -76,7 +76,7 @@ impl Engine {
         {
             return false;
         }
-        let reason = match self.objection(&key, segment) {
+        let reason = match self.objection(now, frame, &key, segment) {
             Some(reason) => reason,
             None => self.open(now, port, frame, key, segment),
         };
@@ -144,9 +144,20 @@ impl Engine {
         }
     }
 
-    fn objection(&self, key: &FlowKey, segment: &Segment<'_>) -> Option<Reason> {
+    fn objection(
+        &self,
+        now: Instant,
+        frame: &Frame<'_>,
+        key: &FlowKey,
+        segment: &Segment<'_>,
+    ) -> Option<Reason> {
         if let Some(reason) = self.policy.objection(segment) {
             return Some(reason);
+        }
+        // A prefix may be wide enough to hold what is on this side of the line.
+        let at = self.switch.port_of(now, frame.destination);
+        if at.is_some_and(|port| port != Port::Wan) {
+            return Some(Reason::Local);
         }
         if !self.is_up() {
             return Some(Reason::TunnelDown);
@@ -312,10 +323,11 @@ impl Engine {
 
     /// Resets a flow towards its host at once; its stream is gone.
     pub(super) fn abandon(&mut self, now: Instant, slot: Slot) {
+        let has_stream = self.flows.has_stream(slot);
         let Some(mut flow) = self.flows.take(slot) else {
             return;
         };
-        if let Some(link) = &mut self.link {
+        if let Some(link) = self.link.as_mut().filter(|_| has_stream) {
             link.tunnel.reset(flow.stream, Code::Abandoned.into());
         }
         flow.abort();
@@ -336,7 +348,7 @@ impl Engine {
                 back: way.macs,
                 port: Port::Lan,
             };
-            self.complain_at(now, &complaint, way.ports);
+            self.complain_at(&complaint, way.ports);
         }
         if let Some(link) = &mut self.link {
             flow.close(link);
@@ -350,11 +362,11 @@ impl Engine {
     }
 
     /// Tells a client that its SYN leads nowhere.
-    pub(super) fn complain(&mut self, now: Instant, complaint: &Complaint) {
-        self.complain_at(now, complaint, Ports::only(complaint.port));
+    pub(super) fn complain(&mut self, complaint: &Complaint) {
+        self.complain_at(complaint, Ports::only(complaint.port));
     }
 
-    fn complain_at(&mut self, _now: Instant, complaint: &Complaint, ports: Ports) {
+    fn complain_at(&mut self, complaint: &Complaint, ports: Ports) {
         let own = self.host.address();
         self.outbox.push(ports, wire::UNREACHABLE_FRAME, |frame| {
             wire::write_host_unreachable(frame, complaint.back, own, &complaint.quote);

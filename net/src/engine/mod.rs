@@ -24,7 +24,7 @@ use crate::management::{Heard, Host};
 use crate::outbox::Outbox;
 use crate::switch::{Port, Ports, Switch};
 use crate::time::Instant;
-use crate::tunnel::{Endpoint, State, StreamId, TunnelConfig};
+use crate::tunnel::{Endpoint, StreamId, TunnelConfig};
 use crate::wire::{self, Frame, Mac, Payload};
 
 use crate::flow::newcomer::Newcomer;
@@ -204,7 +204,7 @@ impl Engine {
         self.wake_resolved(now);
         while let Some(complaint) = self.unanswered.overdue(now) {
             self.counters.syns_unanswered += 1;
-            self.complain(now, &complaint);
+            self.complain(&complaint);
         }
         let mut sent = self.emit(POLL_FRAMES, emit);
         let moved_before = self.bytes_moved();
@@ -212,7 +212,7 @@ impl Engine {
         self.handle_tunnel(now);
         self.flows.wake_due(now);
         loop {
-            let flows = self.take_turns(now);
+            let flows = self.take_turns(now, moved_before + POLL_BYTES);
             if let Some(link) = &mut self.link {
                 link.write_control(now);
             }
@@ -251,11 +251,11 @@ impl Engine {
         sent
     }
 
-    /// Gives waiting flows their turns; gives how many had one.
-    fn take_turns(&mut self, now: Instant) -> usize {
+    /// Gives waiting flows their turns until [`Engine::bytes_moved`] reaches `enough`; gives how many had one.
+    fn take_turns(&mut self, now: Instant, enough: u64) -> usize {
         let mut turns = 0;
         let most = self.flows.ready_len().min(TURNS);
-        while turns < most && self.outbox.has_room_for_flows() {
+        while turns < most && self.bytes_moved() < enough && self.outbox.has_room_for_flows() {
             let Some((slot, mut flow)) = self.flows.take_ready() else {
                 break;
             };
@@ -311,13 +311,7 @@ impl Engine {
                 self.counters.drops.no_route += 1;
             }
         }
-        if link.is_broken() {
-            // The old tunnel's last events end its flows.
-            self.handle_tunnel(now);
-            if let Some(link) = &mut self.link {
-                link.mend(&mut self.random, now);
-            }
-        }
+        link.mend(&mut self.random, now);
         sent
     }
 
@@ -339,11 +333,9 @@ impl Engine {
         .min()
     }
 
-    /// Whether the tunnel is up.
+    /// Whether flows can begin.
     fn is_up(&self) -> bool {
-        self.link
-            .as_ref()
-            .is_some_and(|link| link.tunnel.state() == State::Up)
+        self.link.as_ref().is_some_and(Link::is_ready)
     }
 
     /// The box's own address.

@@ -15,6 +15,8 @@ pub enum Reason {
     Optimised,
     /// No peer serves its destination: bridged.
     NoPeer,
+    /// Its destination was heard on this side of the line: bridged.
+    Local,
     /// The tunnel to the peer is down: bridged.
     TunnelDown,
     /// It repeats a SYN that was bridged before the tunnel came up: bridged.
@@ -37,6 +39,7 @@ pub enum Reason {
 pub struct ReasonCounts {
     pub optimised: u64,
     pub no_peer: u64,
+    pub local: u64,
     pub tunnel_down: u64,
     pub already_bridged: u64,
     pub flow_limit: u64,
@@ -52,6 +55,7 @@ impl ReasonCounts {
         let counter = match reason {
             Reason::Optimised => &mut self.optimised,
             Reason::NoPeer => &mut self.no_peer,
+            Reason::Local => &mut self.local,
             Reason::TunnelDown => &mut self.tunnel_down,
             Reason::AlreadyBridged => &mut self.already_bridged,
             Reason::FlowLimit => &mut self.flow_limit,

@@ -91,6 +91,19 @@ impl FlowTable {
         self.by_stream.get(&stream).copied()
     }
 
+    /// Whether a flow's stream is there: the tunnel that it was opened on has not gone.
+    pub fn has_stream(&self, slot: Slot) -> bool {
+        let place = self.places.get(slot as usize);
+        place
+            .and_then(|place| place.flow.as_ref())
+            .is_some_and(|flow| self.by_stream(flow.stream) == Some(slot))
+    }
+
+    /// The tunnel is gone and all its streams are.
+    pub fn forget_streams(&mut self) {
+        self.by_stream.clear();
+    }
+
     /// A flow.
     pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Flow> {
         self.places.get_mut(slot as usize)?.flow.as_deref_mut()

@@ -58,6 +58,8 @@ pub struct Tcp {
     window_told: bool,
     /// Whether the SYN-ACK is withheld.
     withheld: bool,
+    /// Whether the host's FIN has come, with all that was before it.
+    host_closed: bool,
 }
 
 impl Tcp {
@@ -92,6 +94,7 @@ impl Tcp {
             host_isn: None,
             window_told: false,
             withheld: false,
+            host_closed: false,
         }
     }
 
@@ -156,6 +159,10 @@ impl Tcp {
             device.sent
         };
         self.window_told |= sent.past_syn;
+        self.host_closed |= matches!(
+            self.socket_ref().state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        );
     }
 
     /// Notes the host's first sequence number, and holds back what no honest host sends before it has seen our scaled
@@ -221,6 +228,11 @@ impl Tcp {
             State::TimeWait => Phase::TimeWait,
             State::Closed => Phase::Closed,
         }
+    }
+
+    /// Whether the host's FIN has come, with all that was before it; some of it may still wait to be read.
+    pub fn host_has_closed(&self) -> bool {
+        self.host_closed
     }
 
     /// Whether the host gave up before the handshake was over (an RST to our SYN-ACK or before it).

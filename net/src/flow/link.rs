@@ -8,7 +8,7 @@ use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
 use crate::time::Instant;
-use crate::tunnel::{Endpoint, StreamId, Tunnel, TunnelConfig};
+use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig};
 
 /// A control message of the peer's receiver, for our sender.
 const FOR_SENDER: u8 = 0;
@@ -23,6 +23,11 @@ const ENOUGH: usize = 256 * 1024;
 
 /// How long confirmations may wait for more to go with them.
 const CONFIRM_WITHIN: Duration = Duration::from_millis(25);
+/// How long the tunnel stays down after the peer has talked nonsense (until then everything is bridged); twice as long
+/// each time…
+const PAUSE: Duration = Duration::from_secs(5);
+/// …but not longer than this. A tunnel that was up so long without a failure makes the next pause a short one again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes read from the tunnel at once.
 const READ: usize = 16 * 1024;
 
@@ -53,8 +58,12 @@ pub struct Link {
     /// The tunnel.
     pub tunnel: Tunnel,
     ends: Ends,
-    /// The tunnel has to be made anew.
-    is_broken: bool,
+    /// When a broken tunnel is made anew.
+    mend_at: Option<Instant>,
+    /// How long the next failure keeps the tunnel down.
+    pause: Duration,
+    /// When the tunnel last came up.
+    up_at: Option<Instant>,
     /// Dictionary of what goes to the peer.
     pub sender: Sender,
     /// Dictionary of what comes from the peer.
@@ -79,7 +88,9 @@ impl Link {
         Link {
             tunnel: ends.tunnel(random, now),
             ends,
-            is_broken: false,
+            mend_at: None,
+            pause: PAUSE,
+            up_at: None,
             sender,
             receiver,
             scratch: alloc::vec![0; READ],
@@ -105,28 +116,44 @@ impl Link {
     }
 
     /// The peer, though it has the right key, talks nonsense: the tunnel is closed, and made anew by
-    /// [`Link::mend`] when it has said so.
+    /// [`Link::mend`] after a pause. Two boxes that can never agree are bridged most of the time.
     pub fn fail(&mut self, now: Instant) {
-        if !self.is_broken {
-            log::warn!("the peer does not keep to the protocol; the tunnel starts again");
-            self.is_broken = true;
-            self.tunnel.close(now);
+        if self.mend_at.is_some() {
+            return;
+        }
+        if self.up_at.is_some_and(|at| now.since(at) >= LONGEST_PAUSE) {
+            self.pause = PAUSE;
+        }
+        log::warn!(
+            "the peer does not keep to the protocol; the tunnel starts again in {} s",
+            self.pause.as_secs()
+        );
+        self.mend_at = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.tunnel.close(now);
+    }
+
+    /// Makes a broken tunnel anew, when its pause is over. By then it has sent and told everything.
+    pub fn mend(&mut self, random: &mut Random, now: Instant) {
+        if self.mend_at.is_some_and(|at| at <= now) {
+            self.mend_at = None;
+            self.tunnel = self.ends.tunnel(random, now);
         }
     }
 
-    /// Whether the tunnel has to be made anew.
-    pub fn is_broken(&self) -> bool {
-        self.is_broken
+    /// Whether flows can begin: the tunnel is up, and the engine knows.
+    pub fn is_ready(&self) -> bool {
+        self.ours.is_some() && self.tunnel.state() == State::Up
     }
 
-    /// Makes a broken tunnel anew, when it has nothing more to send or to tell.
-    pub fn mend(&mut self, random: &mut Random, now: Instant) {
-        self.is_broken = false;
-        self.tunnel = self.ends.tunnel(random, now);
+    /// Whether what was read from a stream is its end. A stream that is gone because the tunnel is has not finished.
+    pub fn has_finished(&self, read: Read) -> bool {
+        read.finished && self.tunnel.state() == State::Up
     }
 
     /// The tunnel is up: opens the control stream.
-    pub fn open_control(&mut self) {
+    pub fn open_control(&mut self, now: Instant) {
+        self.up_at = Some(now);
         self.ours = self.tunnel.open_stream();
         self.outgoing.push(CONTROL);
     }
@@ -159,7 +186,7 @@ impl Link {
         let mut came = false;
         loop {
             let read = self.tunnel.read(stream, &mut self.scratch);
-            if read.finished {
+            if self.has_finished(read) {
                 return Err(BadControl);
             }
             let Some(bytes) = self.scratch.get(..read.len).filter(|it| !it.is_empty()) else {
@@ -244,9 +271,11 @@ impl Link {
         true
     }
 
-    /// When [`Link::write_control`] has something to do that it has not now.
+    /// When [`Link::write_control`] or [`Link::mend`] has something to do that it has not now.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        self.confirm_at
+        // While the stream takes no more, only its `Writable` helps.
+        let confirm_at = self.confirm_at.filter(|_| self.outgoing.is_empty());
+        [confirm_at, self.mend_at].into_iter().flatten().min()
     }
 }
 
@@ -260,5 +289,24 @@ fn put(out: &mut Vec<u8>, whom: u8, write: impl FnOnce(&mut Vec<u8>)) {
         out.truncate(start);
     } else if let Some(header) = out.get_mut(start + 1..start + HEADER) {
         header.copy_from_slice(&(len as u32).to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_stream_that_takes_nothing_does_not_ask_for_turns() {
+        let now = Instant::from_millis(10);
+        let ends = Ends {
+            config: TunnelConfig::new([1; 32], [2; 32]),
+            endpoint: None,
+        };
+        let mut link = Link::new(ends, &mut Random::new([3; 32]), 8 << 20, now);
+        link.confirm_at = Some(now);
+        assert_eq!(link.next_wakeup(), Some(now));
+        link.outgoing.push(0);
+        assert_eq!(link.next_wakeup(), None);
     }
 }

@@ -1,7 +1,8 @@
 //! Streams that the peer opened and that have not yet said what they are for.
 
+use super::link::Link;
 use super::message::{self, CONTROL, OPEN, OPEN_LEN};
-use crate::tunnel::{StreamId, Tunnel};
+use crate::tunnel::StreamId;
 use crate::wire::FlowKey;
 
 /// A stream that the peer opened and that has not yet said what it is.
@@ -23,7 +24,7 @@ pub enum Greeting {
 
 impl Newcomer {
     /// Reads what the stream is for; `None`: it has not said it yet.
-    pub fn greet(&mut self, tunnel: &mut Tunnel, stream: StreamId) -> Option<Greeting> {
+    pub fn greet(&mut self, link: &mut Link, stream: StreamId) -> Option<Greeting> {
         loop {
             // One byte, then as many as that one calls for.
             let want = match self.message.first() {
@@ -33,10 +34,12 @@ impl Newcomer {
             if self.len >= want {
                 break;
             }
-            let read = tunnel.read(stream, self.message.get_mut(self.len..want)?);
+            let read = link
+                .tunnel
+                .read(stream, self.message.get_mut(self.len..want)?);
             self.len += read.len;
             if read.len == 0 {
-                if read.finished {
+                if link.has_finished(read) {
                     break;
                 }
                 return None;

@@ -130,7 +130,8 @@ impl Pump {
             self.needs_credit = waiting > 0 && credit == 0;
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = host.read(|bytes| {
-                // The ring's end cuts what waits in two: only the last piece is flushed.
+                let bytes = bytes.get(..TURN - moved).unwrap_or(bytes);
+                // The ring's end or this turn's may cut what waits: only the last piece is flushed.
                 let flush = if bytes.len() == waiting {
                     Flush::Yes
                 } else {
@@ -193,9 +194,9 @@ impl Pump {
                 return Ok(false);
             };
             let read = link.tunnel.read(self.stream, buffer);
-            self.peer_finished = read.finished;
+            self.peer_finished = link.has_finished(read);
             self.push(link, read.len)?;
-            if read.len == 0 && !read.finished {
+            if read.len == 0 && !self.peer_finished {
                 return Ok(false);
             }
         }
@@ -217,6 +218,11 @@ impl Pump {
     /// Both ways are finished towards the host, and the last byte to the peer is in the tunnel.
     pub fn is_finished(&self) -> bool {
         self.is_in_order() && self.stream_finished
+    }
+
+    /// The peer has finished, and the host has been told.
+    pub fn has_finished_to_host(&self) -> bool {
+        self.finished_to_host
     }
 
     /// The host has finished, and so has the peer towards it.

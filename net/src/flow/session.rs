@@ -93,7 +93,7 @@ impl Session {
     pub fn poll_transmit(&mut self, now: Instant, buffer: &mut Vec<u8>) -> Option<Endpoint> {
         self.link.write_control(now);
         let to = self.link.tunnel.poll_transmit(now, buffer);
-        if to.is_none() && self.link.is_broken() {
+        if to.is_none() {
             while let Some(event) = self.link.tunnel.poll_event() {
                 self.handle(now, event);
             }
@@ -126,7 +126,7 @@ impl Session {
         pump.flush(&mut self.link);
         let mut answer = [0];
         let read = self.link.tunnel.read(stream, &mut answer);
-        match (read.len, read.finished) {
+        match (read.len, self.link.has_finished(read)) {
             (0, false) => Ok(None),
             (1, _) if answer == [OPENED] => Ok(Some(())),
             _ => Err(Code::Protocol),
@@ -201,7 +201,7 @@ impl Session {
         match event {
             Event::Up => {
                 self.forget();
-                self.link.open_control();
+                self.link.open_control(now);
                 self.notices.push_back(Notice::Up);
             }
             Event::Down(reason) => {
@@ -244,7 +244,7 @@ impl Session {
         let Some(newcomer) = self.newcomers.get_mut(&stream) else {
             return;
         };
-        let Some(greeting) = newcomer.greet(&mut self.link.tunnel, stream) else {
+        let Some(greeting) = newcomer.greet(&mut self.link, stream) else {
             return;
         };
         self.newcomers.remove(&stream);

@@ -13,7 +13,7 @@ use snow::HandshakeState;
 use super::connection::Session;
 use super::noise::{self, Keys, Random32};
 use super::types::{Endpoint, TunnelConfig};
-use super::wire::{self, FIRST_PAYLOAD, RejectReason};
+use super::wire::{self, FIRST_PAYLOAD, RejectReason, SECOND_PAYLOAD};
 use crate::time::Instant;
 
 /// Attempts whose answers are still welcome: on a line with seconds of delay they overlap.
@@ -127,12 +127,16 @@ impl Attempts {
         now: Instant,
         from: Endpoint,
         receiver: u32,
-        remote: u32,
         message: &[u8],
     ) -> Option<Agreed> {
         let attempt = self.0.iter_mut().find(|a| a.local == receiver)?;
         // On failure snow leaves the state as it was: a forged answer does not spoil the real one.
-        attempt.state.read_message(message, &mut [0; 64]).ok()?;
+        let mut payload = [0; SECOND_PAYLOAD];
+        let read = attempt.state.read_message(message, &mut payload).ok()?;
+        if read != SECOND_PAYLOAD {
+            return None;
+        }
+        let remote = u32::from_be_bytes(payload);
         let index = self.0.iter().position(|a| a.local == receiver)?;
         let attempt = self.0.remove(index)?;
         let session = Session {
@@ -251,12 +255,13 @@ impl Responder {
         };
         let mut token = [0; 8];
         token.copy_from_slice(&payload[1..]);
-        let mut message = [0; noise::SECOND];
-        if !matches!(state.write_message(&[], &mut message), Ok(noise::SECOND)) {
+        let mut message = [0; noise::SECOND + SECOND_PAYLOAD];
+        let written = state.write_message(&local.to_be_bytes(), &mut message);
+        if !matches!(written, Ok(n) if n == message.len()) {
             return Err(Refusal::Forged);
         }
         let keys = Keys::new(state).map_err(|_| Refusal::Forged)?;
-        wire::second(first.sender, local, &message, out);
+        wire::second(first.sender, &message, out);
         if self.pending.len() >= MAX_PENDING {
             self.pending.pop_front();
         }

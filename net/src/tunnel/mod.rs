@@ -145,11 +145,7 @@ impl Tunnel {
                     },
                 );
             }
-            Some(Packet::Second {
-                receiver,
-                sender,
-                noise,
-            }) => self.on_second(now, from, receiver, sender, noise),
+            Some(Packet::Second { receiver, noise }) => self.on_second(now, from, receiver, noise),
             Some(Packet::Reject { receiver, reason }) => {
                 self.on_reject(now, from, receiver, reason)
             }
@@ -356,14 +352,7 @@ impl Tunnel {
         true
     }
 
-    fn on_second(
-        &mut self,
-        now: Instant,
-        from: Endpoint,
-        receiver: u32,
-        sender: u32,
-        message: &[u8],
-    ) {
+    fn on_second(&mut self, now: Instant, from: Endpoint, receiver: u32, message: &[u8]) {
         let Role::Initiator { attempts, .. } = &mut self.role else {
             self.statistics.dropped_unknown += 1;
             return;
@@ -372,7 +361,7 @@ impl Tunnel {
             self.statistics.dropped_unknown += 1;
             return;
         }
-        let Some(agreed) = attempts.finish(now, from, receiver, sender, message) else {
+        let Some(agreed) = attempts.finish(now, from, receiver, message) else {
             self.statistics.dropped_forged += 1;
             return;
         };
@@ -550,7 +539,7 @@ impl Tunnel {
         self.connection.as_deref_mut().map_or(
             Read {
                 len: 0,
-                finished: true,
+                finished: false,
             },
             |c| c.streams.read(id, out),
         )

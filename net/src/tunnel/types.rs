@@ -283,7 +283,7 @@ pub enum State {
 pub struct Read {
     /// Bytes written to the front of the buffer.
     pub len: usize,
-    /// The peer finished the stream (or it is gone) and everything has been read.
+    /// The peer finished the stream and everything has been read. Said once: a stream that is over, reset or gone gives nothing.
     pub finished: bool,
 }
 

@@ -19,8 +19,10 @@ pub(super) const DATA_HEADER: usize = 1 + 4;
 pub(super) const FIRST_PAYLOAD: usize = 9;
 /// Type, version, our index, Noise message, MAC.
 pub(super) const FIRST: usize = 1 + 1 + 4 + noise::FIRST + FIRST_PAYLOAD + 16;
-/// Type, receiver's index, sender's index, Noise message.
-pub(super) const SECOND: usize = 1 + 4 + 4 + noise::SECOND;
+/// Payload of the second handshake message: the sender's index, so that nobody else chooses it.
+pub(super) const SECOND_PAYLOAD: usize = 4;
+/// Type, receiver's index, Noise message.
+pub(super) const SECOND: usize = 1 + 4 + noise::SECOND + SECOND_PAYLOAD;
 /// Type, receiver's index, reason.
 pub(super) const REJECT: usize = 1 + 4 + 1;
 
@@ -42,7 +44,6 @@ pub(super) enum Packet<'a> {
     },
     Second {
         receiver: u32,
-        sender: u32,
         noise: &'a [u8],
     },
     Reject {
@@ -78,7 +79,6 @@ impl<'a> Packet<'a> {
             }
             TYPE_SECOND if datagram.len() == SECOND => Some(Packet::Second {
                 receiver: reader.u32()?,
-                sender: reader.u32()?,
                 noise: reader.rest(),
             }),
             TYPE_REJECT if datagram.len() == REJECT => {
@@ -126,10 +126,9 @@ pub(super) fn first(
 }
 
 /// The second handshake message; `message` is Noise's.
-pub(super) fn second(receiver: u32, sender: u32, message: &[u8], out: &mut alloc::vec::Vec<u8>) {
+pub(super) fn second(receiver: u32, message: &[u8], out: &mut alloc::vec::Vec<u8>) {
     out.push(TYPE_SECOND);
     out.extend_from_slice(&receiver.to_be_bytes());
-    out.extend_from_slice(&sender.to_be_bytes());
     out.extend_from_slice(message);
 }
 

@@ -292,6 +292,10 @@ fn each_syn_has_its_reason() {
     ] {
         assert_eq!(bench.ports(Port::Lan, &frame), [Port::Wan, Port::Guest]);
     }
+    // The destination is on this side of the line, wide as the prefix may be.
+    bench.pass(Port::Guest, &ethernet(A, B, 0x0800, &[0; 46]));
+    assert_eq!(bench.ports(Port::Lan, &syn(SERVER, &[])), [Port::Guest]);
+    assert_eq!(bench.engine.statistics().syns.local, 1);
     // From the line nothing is intercepted, and so nothing counted.
     bench.ports(Port::Wan, &syn(SERVER, &[]));
     let syns = bench.engine.statistics().syns;

@@ -509,3 +509,64 @@ fn a_connection_may_be_bridged_where_one_was_optimised() {
     assert_eq!(world.finish(pair, Duration::from_secs(10)), BOTH_FINISHED);
     assert!(world.client_connection(pair).received == file);
 }
+
+#[test]
+fn what_a_slow_client_has_not_yet_taken_outlives_the_tunnel() {
+    let mut random = Random::new(20);
+    let mut world = World::new(20, LineConfig::CLEAN);
+    world.wait_up();
+    let file = random.bytes(420_000);
+    let mut slow = Script::send(vec![]).close(Close::AfterSending);
+    slow.read = 0;
+    let pair = world.connect(
+        80,
+        slow,
+        Script::send(file.clone()).close(Close::AfterSending),
+    );
+    world.run_for(Duration::from_secs(5));
+    assert_eq!(
+        world.server_connection(pair).outcome,
+        Some(Outcome::Finished)
+    );
+    assert_eq!(world.statistics(Site::Branch).flows.open, 1);
+    world.set_line(false);
+    world.run_for(Duration::from_secs(6));
+    assert!(!world.statistics(Site::Branch).tunnel.up);
+    assert_eq!(world.client_connection(pair).outcome, None);
+    world.client().connections[pair.client].script.read = usize::MAX;
+    let (outcome, _) = client_sees(&mut world, pair.client, 20);
+    assert_eq!(outcome, Some(Outcome::Finished));
+    assert!(world.client_connection(pair).received == file);
+    // The flow is forgotten, and does no harm to those of the next tunnel.
+    world.set_line(true);
+    world.wait_up();
+    let again = world.connect(
+        81,
+        Script::send(vec![]),
+        Script::send(file.clone()).close(Close::AfterSending),
+    );
+    assert_eq!(world.finish(again, Duration::from_secs(20)), BOTH_FINISHED);
+    assert_eq!(world.statistics(Site::Branch).flows.open, 0);
+}
+
+#[test]
+fn a_syn_in_the_very_moment_in_which_the_tunnel_comes_up_is_bridged() {
+    let up = |world: &mut World| world.statistics(Site::Branch).tunnel.up;
+    let mut world = World::new(21, LineConfig::CLEAN);
+    assert!(world.run_until(Duration::from_secs(5), up));
+    let at = world.now;
+    let mut world = World::new(21, LineConfig::CLEAN);
+    world.run_for(Duration::from_micros(at - 1 - world.now));
+    assert!(!up(&mut world));
+    // It arrives behind the last message of the handshake, before the engine has its turn.
+    world.now = at;
+    let frame = syn_frame(&world, crate::world::SERVER, 42_000);
+    world.send_to_box(Site::Branch, outpost_net::Port::Lan, frame);
+    world.run_for(Duration::from_millis(1));
+    assert!(up(&mut world));
+    let statistics = world.statistics(Site::Branch);
+    assert_eq!(
+        (statistics.syns.tunnel_down, statistics.flows.total),
+        (1, 0)
+    );
+}

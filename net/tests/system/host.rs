@@ -114,7 +114,7 @@ pub enum Outcome {
 
 pub struct Connection {
     handle: SocketHandle,
-    script: Script,
+    pub script: Script,
     sent: usize,
     pub received: Vec<u8>,
     was_open: bool,

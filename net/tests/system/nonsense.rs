@@ -12,9 +12,10 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr,
 };
 
+use crate::host::{Close, Host, Script};
 use crate::line::Random;
 use crate::transfers::seeds;
-use crate::world::base64;
+use crate::world::{CLIENT, SERVER, base64};
 
 const CORE: Ipv4Addr = Ipv4Addr::new(10, 77, 2, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 1);
@@ -34,6 +35,10 @@ struct Bench {
     downs: u32,
     opened: Vec<StreamId>,
     resets: Vec<u32>,
+    /// On the core's LAN, if wanted.
+    server: Option<Host>,
+    /// FINs that it was sent.
+    fins: u32,
 }
 
 fn frame(destination: [u8; 6], ethertype: EthernetProtocol, len: usize) -> Vec<u8> {
@@ -109,13 +114,27 @@ impl Bench {
             downs: 0,
             opened: vec![],
             resets: vec![],
+            server: None,
+            fins: 0,
         }
     }
 
     fn run(&mut self, millis: u64) {
+        self.run_by(millis, 1000);
+    }
+
+    /// Runs so many steps of so many microseconds.
+    fn run_by(&mut self, steps: u64, step: u64) {
         let mut buffer = vec![];
-        for _ in 0..millis {
-            self.now = Instant::from_micros(self.now.as_micros() + 1000);
+        for _ in 0..steps {
+            self.now = Instant::from_micros(self.now.as_micros() + step);
+            let frames = self
+                .server
+                .as_mut()
+                .map(|server| server.poll(self.now.as_micros()));
+            for frame in frames.unwrap_or_default() {
+                self.core.receive(self.now, Port::Lan, &frame);
+            }
             while self.tunnel.poll_transmit(self.now, &mut buffer).is_some() {
                 self.core.receive(self.now, Port::Wan, &udp_frame(&buffer));
             }
@@ -123,6 +142,10 @@ impl Bench {
             self.core.poll(self.now, &mut |port, frame| {
                 if port == Port::Wan {
                     out.push(frame.to_vec());
+                } else if let (Port::Lan, Some(server)) = (port, &mut self.server) {
+                    let is_tcp = frame[12..14] == [8, 0] && frame[23] == 6;
+                    self.fins += u32::from(is_tcp && frame[47] & 1 != 0);
+                    server.receive(frame.to_vec());
                 }
             });
             for frame in out {
@@ -150,7 +173,9 @@ impl Bench {
             let asked = ArpRepr::parse(&ArpPacket::new_checked(view.payload()).unwrap()).unwrap();
             let ArpRepr::EthernetIpv4 {
                 operation: ArpOperation::Request,
-                target_protocol_addr: PEER,
+                source_hardware_addr,
+                source_protocol_addr,
+                target_protocol_addr: asked_for @ (PEER | CLIENT),
                 ..
             } = asked
             else {
@@ -159,11 +184,15 @@ impl Bench {
             let reply = ArpRepr::EthernetIpv4 {
                 operation: ArpOperation::Reply,
                 source_hardware_addr: EthernetAddress(PEER_MAC),
-                source_protocol_addr: PEER,
-                target_hardware_addr: EthernetAddress(CORE_MAC),
-                target_protocol_addr: CORE,
+                source_protocol_addr: asked_for,
+                target_hardware_addr: source_hardware_addr,
+                target_protocol_addr: source_protocol_addr,
             };
-            let mut frame = frame(CORE_MAC, EthernetProtocol::Arp, reply.buffer_len());
+            let mut frame = frame(
+                source_hardware_addr.0,
+                EthernetProtocol::Arp,
+                reply.buffer_len(),
+            );
             reply.emit(&mut ArpPacket::new_unchecked(&mut frame[14..]));
             self.core.receive(self.now, Port::Wan, &frame);
             return;
@@ -178,11 +207,12 @@ impl Bench {
     }
 
     fn wait_up(&mut self) {
-        for _ in 0..100 {
+        // The longest pause after nonsense is a minute.
+        for _ in 0..700 {
             if self.up && self.core.statistics().tunnel.up {
                 return;
             }
-            self.run(100);
+            self.run_by(5, 20_000);
         }
         panic!("the tunnel does not come up");
     }
@@ -292,12 +322,58 @@ fn a_second_control_stream_is_refused_and_the_first_must_not_end() {
 }
 
 #[test]
+fn nonsense_in_the_midst_of_a_flow_is_no_end_of_file() {
+    for phase in 0..30 {
+        let mut bench = Bench::new(5);
+        let mut server = Host::new(2, SERVER, 5);
+        // Something from the server every few steps: in some phase its flow has a turn in the very poll that ends the tunnel.
+        let mut script = Script::send(vec![7; 1 << 20]).close(Close::Never);
+        script.piece = 100;
+        server.listen(80, script);
+        bench.server = Some(server);
+        bench.wait_up();
+        bench.say(&open([10, 77, 1, 10], 5, SERVER.octets(), 80));
+        bench.run(200 + phase);
+        assert!(bench.server.as_ref().unwrap().connections[0].is_open());
+        bench.say(&[0x12, 9, 1, 0, 0, 0, 0]);
+        bench.run(200);
+        assert_eq!((bench.downs, bench.fins), (1, 0));
+        assert_eq!(bench.core.statistics().flows.reset_by_tunnel, 1);
+    }
+}
+
+#[test]
+fn a_peer_that_goes_on_with_nonsense_is_left_alone_for_longer_and_longer() {
+    let mut bench = Bench::new(6);
+    for (round, seconds) in [5, 10, 20, 40, 60, 60].into_iter().enumerate() {
+        bench.wait_up();
+        bench.say(&[0x12, 9, 1, 0, 0, 0, 0]);
+        bench.run(200);
+        bench.run_by((seconds - 1) * 50, 20_000);
+        assert_eq!(bench.downs, round as u32 + 1);
+        assert!(!bench.core.statistics().tunnel.up, "{seconds}");
+    }
+    // After a good minute the peer is trusted again.
+    bench.wait_up();
+    bench.run_by(61 * 50, 20_000);
+    bench.say(&[0x12, 9, 1, 0, 0, 0, 0]);
+    bench.run(200);
+    assert!(!bench.core.statistics().tunnel.up);
+    bench.run_by(350, 20_000);
+    assert!(bench.core.statistics().tunnel.up);
+}
+
+#[test]
 fn random_streams_never_panic() {
     for seed in 0..seeds(60) {
         let mut bench = Bench::new(seed);
         bench.wait_up();
         let mut streams = vec![];
         for _ in 0..60 {
+            if !bench.up {
+                bench.wait_up();
+                streams.clear();
+            }
             let len = bench.random.below(300) as usize;
             let mut bytes = bench.random.bytes(len);
             match bench.random.below(5) {

@@ -33,9 +33,7 @@ impl Stage {
     /// # Errors
     /// When something does not build.
     pub fn build() -> Result<Stage> {
-        let directory =
-            image::guest_files("directory")?.context("the directory guest has no files")?;
-        let probe = probe::build(probe::DEFAULT)?;
+        let [directory, probe] = guests()?;
         let firmware = firmware::build(&[directory.pin(), probe.pin()])?;
         let spinner = progress::spinner("Finding out whether KVM works here");
         let accelerator = accel::best();
@@ -55,6 +53,15 @@ impl Stage {
             ..self.probe.clone()
         }
     }
+}
+
+/// The guests that the binary under test pins.
+///
+/// # Errors
+/// When one does not build.
+pub fn guests() -> Result<[GuestFiles; 2]> {
+    let directory = image::guest_files("directory")?.context("the directory guest has no files")?;
+    Ok([directory, probe::build(probe::DEFAULT)?])
 }
 
 /// A test.

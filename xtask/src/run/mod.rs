@@ -412,6 +412,21 @@ mod tests {
         lab.wires.plug(true).unwrap();
         assert!(fetch(SERVER, &files.new, 60).sha256_ok);
 
+        // An expectation is recorded while the scenario is played, and only said afterwards.
+        let mut lab = lab;
+        let mut scenario = Scenario::new(&mut lab, &files, &line, ImageReport::default(), &live);
+        assert!(!scenario.search("no guest").unwrap());
+        scenario.fetch_again("again", SERVER, true).unwrap();
+        assert!(!scenario.report().held, "no step was played");
+        let checks = scenario.report().checks;
+        assert_eq!(
+            checks.iter().map(|check| check.held).collect::<Vec<_>>(),
+            [false, true]
+        );
+        live.state().over = Some(false);
+        assert!(!scenario.search("no guest").unwrap());
+        assert_eq!(scenario.report().checks.len(), 2);
+
         let names = [lab.client.name().to_owned(), lab.server_name().to_owned()];
         let scratch = lab.directory().to_owned();
         drop(lab);

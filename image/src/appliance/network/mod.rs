@@ -7,15 +7,17 @@ mod ports;
 
 use alloc::boxed::Box;
 use alloc::format;
+use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
-use outpost_config::Config;
+use outpost_config::{ByteSize, Config};
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
 
+use super::budget::Shares;
 use super::guest;
-use crate::machine::{clock, cpu, entropy};
+use crate::machine::{clock, cpu, entropy, entry};
 use crate::output::{self, console, telemetry};
 
 pub use ports::{NicPorts, find_ports};
@@ -26,13 +28,12 @@ const BATCH: usize = 64;
 const STATUS_NS: u64 = 1_000_000_000;
 /// Keys come without an interrupt: the console is looked at this often.
 const CONSOLE_NS: u64 = 20_000_000;
-/// While a serial port has more to send, and when a network port has no interrupt.
-const BUSY_NS: u64 = 1_000_000;
+/// While a serial port has more to send: often enough to keep its FIFO from running dry.
+const OUTPUT_NS: u64 = 500_000;
+/// When a network port has no interrupt, and while frames wait for room at one.
+const POLL_NS: u64 = 250_000;
 /// The CPU looks for more work this long before it sleeps, after a pass that found some.
 const LINGER_NS: u64 = 20_000;
-/// Memory for flows. One takes 48 KiB to 528 KiB.
-const FLOW_BYTES: usize = 32 << 20;
-
 /// What decides where frames go.
 enum Forwarder {
     /// The WAN stack.
@@ -42,19 +43,22 @@ enum Forwarder {
 }
 
 impl Forwarder {
-    fn new(config: Option<&Config>, mac: [u8; 6], dictionary: u64, now: Instant) -> Self {
+    fn new(config: Option<&Config>, mac: [u8; 6], shares: &Shares, now: Instant) -> Self {
         let Some(config) = config else {
             return Forwarder::Cable(Cable::new());
         };
+        let mut config = config.clone();
+        // What there is, which may be less than what was asked for.
+        config.store.memory = Some(ByteSize::from_mib(shares.dictionary >> 20));
         let mut seed = [0; 32];
         entropy::fill(&mut seed);
         let parts = EngineParts {
             mac,
             seed,
-            store_memory: usize::try_from(dictionary).unwrap_or(usize::MAX),
-            flow_memory: FLOW_BYTES,
+            store_memory: usize::try_from(shares.dictionary).unwrap_or(usize::MAX),
+            flow_memory: usize::try_from(shares.flows).unwrap_or(usize::MAX),
         };
-        Forwarder::Engine(Box::new(Engine::new(config, parts, now)))
+        Forwarder::Engine(Box::new(Engine::new(&config, parts, now)))
     }
 
     fn receive(&mut self, now: Instant, port: Port, frame: &[u8]) {
@@ -102,15 +106,17 @@ pub struct Service {
     console: console::Service,
     next_status_ns: u64,
     next_console_ns: u64,
+    /// A serial port has more to send.
     busy_outputs: bool,
-    passes: u64,
+    /// Frames wait for room at a port.
+    waiting: bool,
 }
 
 impl Service {
     /// Starts forwarding.
-    pub fn start(config: Option<&Config>, ports: NicPorts, dictionary: u64) -> Box<Self> {
+    pub fn start(config: Option<&Config>, ports: NicPorts, shares: &Shares) -> Box<Self> {
         let mac = ports.station_mac();
-        let forwarder = Forwarder::new(config, mac, dictionary, now());
+        let forwarder = Forwarder::new(config, mac, shares, now());
         let mut service = Box::new(Service {
             ports,
             forwarder,
@@ -119,12 +125,17 @@ impl Service {
             next_status_ns: 0,
             next_console_ns: 0,
             busy_outputs: true,
-            passes: 0,
+            waiting: false,
         });
         // One pass, so that what came while the box started is on its way.
         service.pass();
         telemetry::milestone("forwarding");
         service
+    }
+
+    /// The MAC address of the box's own station.
+    pub fn station_mac(&self) -> [u8; 6] {
+        self.ports.station_mac()
     }
 
     /// Runs for ever.
@@ -145,7 +156,6 @@ impl Service {
 
     /// One bounded piece of packet work. True if there was any.
     fn pass(&mut self) -> bool {
-        self.passes += 1;
         let now = now();
         let forwarder = &mut self.forwarder;
         let mut taken = 0;
@@ -157,6 +167,9 @@ impl Service {
             .receive(BATCH, |frame| forwarder.receive(now, Port::Guest, frame));
         let due = forwarder.next_wakeup(now).is_some_and(|due| due <= now);
         if taken == 0 && !due {
+            if self.waiting {
+                self.waiting = self.ports.flush();
+            }
             return false;
         }
         let (ports, guest) = (&mut self.ports, &mut self.guest);
@@ -164,7 +177,7 @@ impl Service {
             Port::Guest => guest.send(frame),
             _ => ports.send(port, frame),
         });
-        ports.flush();
+        self.waiting = ports.flush();
         guest.flush();
         true
     }
@@ -173,10 +186,10 @@ impl Service {
     fn housekeeping(&mut self, now_ns: u64) {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
-            telemetry::status(&guest::state(), self.statistics());
+            telemetry::status(&guest::state(), guest::exits().total(), self.statistics());
+            self.next_console_ns = now_ns;
         }
-        if self.busy_outputs || now_ns >= self.next_console_ns {
-            self.next_console_ns = now_ns + CONSOLE_NS;
+        if now_ns >= self.next_console_ns {
             let outcome = self.console.poll();
             if outcome.wants_status {
                 self.show_status();
@@ -185,6 +198,12 @@ impl Service {
                 guest::note(says);
             }
             self.busy_outputs = telemetry::poll() | outcome.busy;
+            let pause = if self.busy_outputs {
+                OUTPUT_NS
+            } else {
+                CONSOLE_NS
+            };
+            self.next_console_ns = now_ns + pause;
         }
     }
 
@@ -192,6 +211,7 @@ impl Service {
         let mut net = self.forwarder.statistics();
         if let Some(net) = net.as_object_mut() {
             net.insert("ports".into(), self.ports.report());
+            net.insert("dropped_guest_full".into(), self.guest.dropped().into());
         }
         net
     }
@@ -200,10 +220,13 @@ impl Service {
         let up_ms = clock::now_ms().max(1);
         let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, guest {}\n{:#}",
+            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}, {}\n{:#}",
             up_ms / 1000,
             up_ms % 1000,
+            entry::deepest_stack() >> 10,
+            entry::STACK_BYTES >> 10,
             guest::state(),
+            guest::exits(),
             self.statistics()
         );
         self.console.print(&text);
@@ -217,10 +240,16 @@ impl Service {
         if let Some(due) = self.forwarder.next_wakeup(now) {
             deadline = deadline.min(due.as_micros().saturating_mul(1000));
         }
-        if self.busy_outputs || output::has_lines(&self.console) || !self.ports.all_interrupt() {
-            deadline = deadline.min(now_ns + BUSY_NS);
+        if output::has_lines(&self.console) {
+            deadline = deadline.min(now_ns + OUTPUT_NS);
+            self.next_console_ns = self.next_console_ns.min(deadline);
+        }
+        if self.waiting || !self.ports.all_interrupt() {
+            deadline = deadline.min(now_ns + POLL_NS);
         }
         cpu::arm_timer(Some(deadline));
+        // The devices must see where the drivers want to be told next before the drivers look for the last time.
+        fence(Ordering::SeqCst);
         if self.ports.has_received() || self.guest.has_received() {
             cpu::take_interrupts();
             return;

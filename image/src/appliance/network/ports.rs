@@ -1,6 +1,5 @@
 //! The box's two ports: which network device is LAN and which WAN.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,8 +15,8 @@ use crate::output;
 
 /// The ports of the box.
 pub struct NicPorts {
-    lan: Option<Box<Nic>>,
-    wan: Option<Box<Nic>>,
+    lan: Option<Nic>,
+    wan: Option<Nic>,
     /// Frames for a port that is not there.
     no_port: u64,
 }
@@ -104,13 +103,13 @@ impl NicPorts {
 
     /// The ports that are there.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (Port, &mut Nic)> {
-        let lan = self.lan.as_deref_mut().map(|nic| (Port::Lan, nic));
-        let wan = self.wan.as_deref_mut().map(|nic| (Port::Wan, nic));
+        let lan = self.lan.as_mut().map(|nic| (Port::Lan, nic));
+        let wan = self.wan.as_mut().map(|nic| (Port::Wan, nic));
         lan.into_iter().chain(wan)
     }
 
     fn iter(&self) -> impl Iterator<Item = &Nic> {
-        self.lan.as_deref().into_iter().chain(self.wan.as_deref())
+        self.lan.iter().chain(&self.wan)
     }
 
     /// Queues a frame on a port; one for a port that is not there is lost.
@@ -126,11 +125,10 @@ impl NicPorts {
         }
     }
 
-    /// Sends what is queued.
-    pub fn flush(&mut self) {
-        for (_, nic) in self.iter_mut() {
-            nic.flush();
-        }
+    /// Sends what is queued. True if frames wait for room at a port.
+    pub fn flush(&mut self) -> bool {
+        self.iter_mut()
+            .fold(false, |waiting, (_, nic)| nic.flush() | waiting)
     }
 
     /// True if a frame waits at a port.
@@ -146,14 +144,14 @@ impl NicPorts {
     /// For the telemetry.
     pub fn report(&self) -> Value {
         json!({
-            "lan": self.lan.as_deref().map(Nic::report),
-            "wan": self.wan.as_deref().map(Nic::report),
+            "lan": self.lan.as_ref().map(Nic::report),
+            "wan": self.wan.as_ref().map(Nic::report),
             "dropped_no_port": self.no_port,
         })
     }
 }
 
-fn take(nics: &mut Vec<Box<Nic>>, name: Option<MacAddress>, key: &str) -> Option<Box<Nic>> {
+fn take(nics: &mut Vec<Nic>, name: Option<MacAddress>, key: &str) -> Option<Nic> {
     let name = name?;
     match nics.iter().position(|nic| nic.mac() == name.0) {
         Some(index) => Some(nics.remove(index)),

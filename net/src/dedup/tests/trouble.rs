@@ -247,3 +247,19 @@ fn a_block_that_is_gone_for_good_ends_its_flow() {
     assert_eq!(world.sender.statistics().refetches_gone, 1);
     decoder.close(&mut world.receiver);
 }
+
+#[test]
+fn a_flow_of_single_bytes_runs_out_of_credit_before_it_fills_the_memory() {
+    let config = SenderConfig::with_memory(16 << 20);
+    let most = config.flow_credit.max(MAX_BLOCK) / 128 + 1;
+    let mut sender = Sender::new(config, [7; 32]);
+    let mut encoder = Encoder::new(&mut sender);
+    let mut out = Vec::new();
+    let mut blocks = 0;
+    while encoder.writable(&sender) > 0 {
+        out.clear();
+        assert_eq!(encoder.encode(&mut sender, b"x", Flush::Yes, &mut out), 1);
+        blocks += 1;
+        assert!(blocks <= most, "{blocks} blocks that nobody confirmed");
+    }
+}

@@ -13,8 +13,9 @@ use super::types::{Event, Read, StreamId, TunnelConfig, Violation};
 use receive::ReceiveHalf;
 use send::SendHalf;
 
-/// What either side may send on a stream before it hears of a larger window.
-const INITIAL_STREAM_WINDOW: u64 = 256 << 10;
+/// What either side may send on a stream before it hears of a larger window: small, because as much is set aside for
+/// every stream, whether its reader reads or not.
+const INITIAL_STREAM_WINDOW: u64 = 32 << 10;
 /// The window of a stream grows to this at most: 100 Mbit/s × 300 ms is 3.75 MB, as much may queue, and twice that is
 /// held while something lost is on its way again.
 const MAX_STREAM_WINDOW: u64 = 16 << 20;
@@ -22,6 +23,9 @@ const MAX_STREAM_WINDOW: u64 = 16 << 20;
 const MIN_STREAM_WINDOW: u64 = 16 << 10;
 /// What either side may send over all streams before it hears of a larger window.
 const INITIAL_WINDOW: u64 = 1 << 20;
+/// The first stream of each side, on which the two ends agree about the others, is not held up when those fill the
+/// connection's window: its own window alone bounds it.
+const UNCOUNTED_STREAMS: u64 = 2;
 /// Streams that either side may open before it hears of more.
 const INITIAL_STREAMS: u64 = 256;
 /// Bytes that each stream may hold for sending however much the others hold.
@@ -54,10 +58,17 @@ struct Stream {
     reset_acknowledged: bool,
     /// The peer reset it.
     reset_received: bool,
+    /// The reader knows that it has read everything.
+    end_read: bool,
     window_update_queued: bool,
     readable_queued: bool,
     writable_queued: bool,
     wants_room: bool,
+}
+
+/// Whether the stream's bytes count for the connection's window.
+fn is_counted(number: u64) -> bool {
+    number >= UNCOUNTED_STREAMS
 }
 
 impl Stream {
@@ -70,7 +81,7 @@ impl Stream {
         let receiving = if self.reset.is_some() {
             self.receive.size_is_known()
         } else {
-            self.receive.is_finished()
+            self.end_read
         };
         sending && receiving
     }
@@ -112,6 +123,8 @@ pub(super) struct Streams {
     consumed: u64,
     received_limit: u64,
     receive_memory: u64,
+    /// Sum of what the streams' windows let the peer make us hold.
+    granted: u64,
     /// Bytes held for sending over all streams, and what may be.
     held: usize,
     send_memory: usize,
@@ -146,6 +159,7 @@ impl Streams {
             consumed: 0,
             received_limit: INITIAL_WINDOW,
             receive_memory: u64::from(config.receive_memory).max(INITIAL_WINDOW),
+            granted: 0,
             held: 0,
             send_memory: usize::try_from(config.send_memory)
                 .unwrap_or(usize::MAX)
@@ -233,11 +247,13 @@ impl Streams {
             reset: None,
             reset_acknowledged: false,
             reset_received: false,
+            end_read: false,
             window_update_queued: false,
             readable_queued: false,
             writable_queued: false,
             wants_room: false,
         };
+        self.granted += stream.receive.granted();
         self.streams.insert(number, Box::new(stream));
     }
 
@@ -269,12 +285,14 @@ impl Streams {
         room
     }
 
-    /// A stream may hold as much as is left for all: so one alone may hold half, and many get about the same each.
+    /// A stream may hold as much as is left for all: so one alone may hold half, and many get about the same each. But
+    /// nothing that the peer's window does not let go: a reader that has stopped must not fill the memory of the others.
     fn room(&self, stream: &Stream) -> usize {
         let free = self.total_buffer.saturating_sub(self.held);
         self.stream_buffer
             .min(free.max(MIN_SEND_BUFFER))
             .saturating_sub(stream.send.held())
+            .min(stream.send.window())
     }
 
     pub(super) fn write(&mut self, id: StreamId, data: &[u8]) -> usize {
@@ -301,19 +319,23 @@ impl Streams {
 
     pub(super) fn read(&mut self, id: StreamId, out: &mut [u8]) -> Read {
         let Some(stream) = self.live(id) else {
+            // It was reset, which an event tells, or its end was read before.
             return Read {
                 len: 0,
-                finished: true,
+                finished: false,
             };
         };
+        let granted = stream.receive.granted();
         let len = stream.receive.read(out);
+        let taken_back = granted - stream.receive.granted();
         let finished = stream.receive.is_finished();
+        stream.end_read |= finished;
         if len > 0 && !stream.window_update_queued && stream.receive.wants_update() {
             stream.window_update_queued = true;
             self.control.push_back(Control::MaxStreamData(id.number()));
         }
-        self.consumed += len as u64;
-        self.queue_connection_updates();
+        self.granted -= taken_back;
+        self.note_consumed(id.number(), len as u64);
         if finished {
             self.remove_if_done(id.number());
         }
@@ -346,16 +368,19 @@ impl Streams {
         stream.queue = Queue::None;
         stream.wants_room = false;
         self.held = self.held.saturating_sub(stream.send.abort());
-        self.consumed += stream.receive.abort();
+        self.granted -= stream.receive.granted();
+        let unread = stream.receive.abort();
         self.control.push_back(Control::Reset(number));
-        self.queue_connection_updates();
+        self.note_consumed(number, unread);
     }
 
     fn remove_if_done(&mut self, number: u64) {
         if !self.streams.get(&number).is_some_and(|s| s.is_done()) {
             return;
         }
-        self.streams.remove(&number);
+        if let Some(stream) = self.streams.remove(&number) {
+            self.granted -= stream.receive.granted();
+        }
         if !self.is_ours(number) {
             self.closed_there += 1;
             self.queue_connection_updates();
@@ -417,22 +442,36 @@ impl Streams {
             let advanced = stream
                 .receive
                 .discard(offset + data.len() as u64, finished)?;
-            self.consumed += advanced;
-            self.take_window(advanced)?;
-            self.queue_connection_updates();
+            self.take_window(number, advanced)?;
+            self.note_consumed(number, advanced);
             self.remove_if_done(number);
             return Ok(());
         }
+        let granted = stream.receive.granted();
         let arrival = stream.receive.receive(offset, data, finished)?;
+        // The end takes back what the window allowed beyond it.
+        let taken_back = granted - stream.receive.granted();
         if arrival.readable && !stream.readable_queued {
             stream.readable_queued = true;
             self.events.push_back(Event::Readable(self.id(number)));
         }
+        self.granted -= taken_back;
         self.counters.received += arrival.fresh;
-        self.take_window(arrival.advanced)
+        self.take_window(number, arrival.advanced)
     }
 
-    fn take_window(&mut self, advanced: u64) -> Result<(), Violation> {
+    /// Bytes of the stream were read or dropped: the connection's window may move on.
+    fn note_consumed(&mut self, number: u64, bytes: u64) {
+        if is_counted(number) {
+            self.consumed += bytes;
+        }
+        self.queue_connection_updates();
+    }
+
+    fn take_window(&mut self, number: u64, advanced: u64) -> Result<(), Violation> {
+        if !is_counted(number) {
+            return Ok(());
+        }
         self.received += advanced;
         if self.received > self.received_limit {
             Err(Violation::FlowControl)
@@ -449,14 +488,17 @@ impl Streams {
         stream.reset_received = true;
         let reset_here = stream.reset.is_some();
         // The end, whether or not all before it came: counted as received and read.
+        let granted = stream.receive.granted();
         let unread = if reset_here {
             0
         } else {
             stream.receive.abort()
         };
         let advanced = stream.receive.discard(size, true)?;
-        self.consumed += unread + advanced;
-        self.take_window(advanced)?;
+        let taken_back = granted - stream.receive.granted();
+        self.granted -= taken_back;
+        self.take_window(number, advanced)?;
+        self.note_consumed(number, unread + advanced);
         if !reset_here {
             self.abort(number, code);
             if first {
@@ -489,6 +531,7 @@ impl Streams {
         };
         if stream.reset.is_none() && stream.send.raise_limit(limit) {
             self.activate(number, false);
+            self.offer_room(number);
         }
         Ok(())
     }

@@ -22,6 +22,8 @@ pub(super) struct ReceiveHalf {
     size: Option<u64>,
     /// The window granted to the peer.
     limit: u64,
+    /// Reset: nothing more is kept.
+    aborted: bool,
     window: u64,
     epoch_at: Instant,
     epoch_base: u64,
@@ -46,13 +48,22 @@ impl ReceiveHalf {
             highest: 0,
             size: None,
             limit: window,
+            aborted: false,
             window,
             epoch_at: Instant::ZERO,
             epoch_base: 0,
         }
     }
 
-    /// Bytes up to the highest received that are not read: what the stream takes of the connection's memory.
+    /// Bytes that the peer may make us hold: those that it has sent and those that it still may send.
+    pub(super) fn granted(&self) -> u64 {
+        if self.aborted {
+            return 0;
+        }
+        self.size.unwrap_or(self.limit).saturating_sub(self.base)
+    }
+
+    /// Bytes up to the highest received that are not read: what the stream takes of the connection's window.
     pub(super) fn unread(&self) -> u64 {
         self.highest - self.base
     }
@@ -217,6 +228,7 @@ impl ReceiveHalf {
     /// The stream is reset: nothing is kept. Gives how many bytes of the connection's memory are free again.
     pub(super) fn abort(&mut self) -> u64 {
         let unread = self.unread();
+        self.aborted = true;
         self.buffer = VecDeque::new();
         self.have.clear();
         self.base = self.highest;

@@ -68,6 +68,11 @@ impl SendHalf {
         self.next
     }
 
+    /// Bytes that may be written before what is written could not be sent for want of the peer's window.
+    pub(super) fn window(&self) -> usize {
+        clamp(self.limit.saturating_sub(self.end()))
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.fin == Fin::Open
     }

@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{Control, MAX_STREAM_WINDOW, MIN_STREAM_WINDOW, Queue, Streams, WORTHWHILE_ROOM};
+use super::{
+    Control, MAX_STREAM_WINDOW, MIN_STREAM_WINDOW, Queue, Streams, WORTHWHILE_ROOM, is_counted,
+};
 use crate::time::Instant;
 use crate::tunnel::frame::{self, Frame, MAX_CONTROL, MIN_STREAM_SPACE};
 use crate::tunnel::recovery::{Outcome, SentFrame, SentFrames};
@@ -161,7 +163,7 @@ impl Streams {
             return Put::Nothing;
         };
         let mut available = chunk.available;
-        if !chunk.again && available > 0 {
+        if !chunk.again && available > 0 && is_counted(number) {
             available = available.min(usize::try_from(connection_window).unwrap_or(usize::MAX));
             if available == 0 {
                 return Put::Blocked;
@@ -182,7 +184,9 @@ impl Streams {
             self.counters.again += header.length as u64;
         } else {
             self.counters.sent += header.length as u64;
-            self.sent += header.length as u64;
+            if is_counted(number) {
+                self.sent += header.length as u64;
+            }
         }
         let length = u32::try_from(header.length).unwrap_or(u32::MAX);
         frames.push(SentFrame::Stream {
@@ -222,11 +226,7 @@ impl Streams {
                 frames.push(SentFrame::MaxStreams);
             }
             Control::MaxStreamData(number) => {
-                // The fuller the memory that all streams share, the less of it for one more.
-                let free = self
-                    .receive_memory
-                    .saturating_sub(self.received - self.consumed);
-                let max = (free / 2).clamp(MIN_STREAM_WINDOW, MAX_STREAM_WINDOW);
+                // The more of the memory that all streams share is promised to others, the less of it for this one.
                 let Some(stream) = self.streams.get_mut(&number) else {
                     return;
                 };
@@ -234,7 +234,11 @@ impl Streams {
                 if stream.reset.is_some() || stream.receive.size_is_known() {
                     return;
                 }
+                let granted = stream.receive.granted();
+                let free = self.receive_memory.saturating_sub(self.granted - granted);
+                let max = (free / 2).clamp(MIN_STREAM_WINDOW, MAX_STREAM_WINDOW);
                 let limit = stream.receive.update(now, rtt, max);
+                self.granted += stream.receive.granted() - granted;
                 frame::put(
                     &Frame::MaxStreamData {
                         stream: number,
@@ -333,12 +337,13 @@ impl Streams {
         self.remove_if_done(number);
     }
 
-    fn offer_room(&mut self, number: u64) {
+    pub(super) fn offer_room(&mut self, number: u64) {
         let Some(stream) = self.streams.get(&number) else {
             return;
         };
         // With nothing of its own under way nothing else would wake it: there is a little room at least.
-        let worthwhile = self.room(stream) >= WORTHWHILE_ROOM || stream.send.held() == 0;
+        let room = self.room(stream);
+        let worthwhile = room >= WORTHWHILE_ROOM || (stream.send.held() == 0 && room > 0);
         if !stream.wants_room || !worthwhile {
             return;
         }

@@ -116,6 +116,39 @@ fn a_replayed_handshake_connects_nobody() {
     assert!(core.statistics().dropped_handshakes >= 2);
 }
 
+/// A flipped bit in the name that the core gives the keys once made the branch talk to nobody for three seconds.
+#[test]
+fn a_handshake_with_any_bit_flipped_is_not_believed() {
+    let now = Instant::ZERO;
+    let (mut first, mut second, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
+    let fresh = || Tunnel::initiator(config_of(1, 2), CORE, [8; 32], now);
+    assert!(fresh().poll_transmit(now, &mut first).is_some());
+    let mut core = Tunnel::responder(config_of(2, 1), [9; 32], now);
+    core.receive(now, BRANCH, &mut first.clone());
+    assert!(core.poll_transmit(now, &mut second).is_some());
+    for bit in 0..first.len() * 8 {
+        let mut bent = first.clone();
+        bent[bit / 8] ^= 1 << (bit % 8);
+        let mut core = Tunnel::responder(config_of(2, 1), [9; 32], now);
+        core.receive(now, BRANCH, &mut bent);
+        while core.poll_transmit(now, &mut buffer).is_some() {
+            assert_eq!(buffer.len(), wire::REJECT, "bit {bit}");
+        }
+    }
+    // A branch that starts from the same seed makes the same first message.
+    let mut branch = fresh();
+    assert!(branch.poll_transmit(now, &mut buffer).is_some());
+    for bit in 0..second.len() * 8 {
+        let mut bent = second.clone();
+        bent[bit / 8] ^= 1 << (bit % 8);
+        branch.receive(now, CORE, &mut bent);
+        assert_eq!(branch.state(), State::Down, "bit {bit}");
+    }
+    // None of them has spoilt the real one.
+    branch.receive(now, CORE, &mut second);
+    assert_eq!(branch.state(), State::Up);
+}
+
 #[test]
 fn a_flood_of_handshakes_is_bounded() {
     let mut core = Tunnel::responder(config_of(2, 1), [9; 32], Instant::ZERO);

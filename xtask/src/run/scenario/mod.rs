@@ -136,7 +136,11 @@ impl<'a> Scenario<'a> {
         let state = self.live.state();
         report.checks.clone_from(&state.checks);
         report.transfers.clone_from(&state.transfers);
-        report.held = !state.checks.is_empty() && state.checks.iter().all(|check| check.held);
+        // A run that was cut short has shown nothing yet.
+        report.held = state
+            .steps
+            .iter()
+            .all(|step| step.progress == Progress::Held);
         drop(state);
         let snapshot = self.lab.wires.snapshot();
         report.line_counters = snapshot.line;
@@ -158,11 +162,11 @@ impl<'a> Scenario<'a> {
             held,
         };
         // What the user tries afterwards is no expectation.
-        match self.live.state().over {
-            Some(_) => {}
-            None => return self.live.check(check),
+        let over = self.live.state().over.is_some();
+        match over {
+            true => self.live.say(check.to_string()),
+            false => self.live.check(check),
         }
-        self.live.say(check.to_string());
     }
 
     /// Waits until `done`, and says how long that took; `None` after `limit`.

@@ -4,15 +4,13 @@
 //! One vCPU, on the CPU that calls [`Machine::run`].
 
 use crate::acpi::Tables;
-use crate::cpu::svm::{self, SvmVcpu};
-use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System, Unavailable, Vcpu, read_tsc};
+use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System, Vcpu, read_tsc};
 use crate::cpuid::Topology;
 use crate::exit::{Exit, ExitCounters, ExitRecord, ExitRing};
 use crate::host::Host;
 use crate::load::bzimage::{self, LinuxImage};
 use crate::load::multiboot::{self, Module, MultibootImage};
 use crate::load::{self, EntryState, LoadError};
-use crate::mem::npt::{MapError, NestedTables, TableStatistics};
 use crate::mem::{GuestMemory, OutOfGuest};
 use crate::msr::{ClockScale, Msrs, PAT_RESET};
 use crate::platform::{ApicMode, Platform, PlatformConfig, PowerEvent, VcpuEvent};
@@ -56,10 +54,6 @@ pub struct GuestImage<'a> {
 /// Why a guest cannot be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// This CPU runs no guests.
-    Unavailable(Unavailable),
-    /// Its memory cannot be mapped.
-    Map(MapError),
     /// Its kernel cannot be loaded.
     Load(LoadError),
     /// Its memory is too small for the machine's own tables.
@@ -69,8 +63,6 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(reason) => write!(f, "the guest cannot run: {reason}"),
-            Self::Map(error) => write!(f, "the guest's memory cannot be mapped: {error}"),
             Self::Load(error) => write!(f, "{error}"),
             Self::Memory(error) => write!(f, "the guest's memory is too small: {error}"),
         }
@@ -96,46 +88,21 @@ pub struct Machine<'h> {
     counters: Arc<ExitCounters>,
     ring: ExitRing,
     unclaimed_mmio: u64,
-    tables: Option<TableStatistics>,
 }
 
 impl<'h> Machine<'h> {
-    /// A machine with an SVM vCPU on the calling CPU's features. Nothing runs yet.
-    ///
-    /// # Errors
-    /// [`StartError::Unavailable`] if this CPU runs no guests, [`StartError::Map`].
-    ///
-    /// # Safety
-    /// Runs at CPL 0, where all memory is identity-mapped.
-    pub unsafe fn new(
+    /// A machine around a vCPU that sees `memory` as its physical memory. Nothing runs yet.
+    pub fn new(
         config: &MachineConfig,
         memory: GuestMemory,
-        host: &'h dyn Host,
-    ) -> Result<Self, StartError> {
-        // SAFETY: the caller's promise.
-        let capabilities = unsafe { svm::detect() }.map_err(StartError::Unavailable)?;
-        let (nested, needed) =
-            NestedTables::of(&memory, capabilities.gigabyte_pages).map_err(StartError::Map)?;
-        let tables = nested.statistics();
-        let vcpu = Box::new(SvmVcpu::new(capabilities, nested, needed));
-        let mut machine = Self::with_vcpu(config, memory, host, vcpu, ApicMode::X2Apic);
-        machine.tables = Some(tables);
-        Ok(machine)
-    }
-
-    /// The same with any vCPU.
-    fn with_vcpu(
-        config: &MachineConfig,
-        memory: GuestMemory,
-        host: &'h dyn Host,
         vcpu: Box<dyn Vcpu + 'h>,
-        apic_mode: ApicMode,
+        host: &'h dyn Host,
     ) -> Self {
         // The decoder makes its tables at first use: now, since nothing is allocated while the guest runs.
         crate::decode::warm_up();
         Self {
             host,
-            platform: Platform::new(&platform_config(config, apic_mode), host),
+            platform: Platform::new(&platform_config(config, ApicMode::X2Apic), host),
             memory,
             vcpu,
             msrs: Msrs::default(),
@@ -148,7 +115,6 @@ impl<'h> Machine<'h> {
             counters: Arc::default(),
             ring: ExitRing::default(),
             unclaimed_mmio: 0,
-            tables: None,
         }
     }
 
@@ -258,11 +224,6 @@ impl<'h> Machine<'h> {
     /// Accesses to addresses where neither RAM nor a device is.
     pub fn unclaimed_mmio(&self) -> u64 {
         self.unclaimed_mmio
-    }
-
-    /// What the nested tables hold.
-    pub fn tables(&self) -> Option<TableStatistics> {
-        self.tables
     }
 
     /// Runs the guest on the calling CPU until it stops. Interrupts are off; [`Host`] says when they may be taken.

@@ -1,6 +1,7 @@
 //! The run loop and the exit handlers, with a vCPU that plays a script.
 
 use super::*;
+use crate::cpu::Unavailable;
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, RFLAGS_TF, Registers};
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
 use crate::mem::npt::FlushNeeded;
@@ -174,7 +175,7 @@ impl<'h> Scene<'h> {
             mac: None,
             debug_exit: true,
         };
-        let machine = Machine::with_vcpu(&config, memory, host, Box::new(player), ApicMode::X2Apic);
+        let machine = Machine::new(&config, memory, Box::new(player), host);
         Self { machine, script }
     }
 

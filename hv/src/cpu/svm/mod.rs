@@ -5,10 +5,12 @@ use super::fpu::FpuState;
 use super::{Delivery, Event, Gpr, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
 use super::{EFER_SVME, RFLAGS_ONE};
 use crate::exit::Exit;
-use crate::mem::npt::{FlushNeeded, NestedTables};
+use crate::mem::GuestMemory;
+use crate::mem::npt::{FlushNeeded, MapError, NestedTables, TableStatistics};
 use alloc::boxed::Box;
 use check::check_vmcb;
 use core::arch::x86_64::{__cpuid, CpuidResult};
+use core::fmt;
 use detect::Capabilities;
 use vmcb::{Vmcb, event, first, second, virtual_interrupt};
 
@@ -44,7 +46,7 @@ const WATCHED_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 ///
 /// # Safety
 /// Runs at CPL 0.
-pub unsafe fn detect() -> Result<Capabilities, Unavailable> {
+unsafe fn detect() -> Result<Capabilities, Unavailable> {
     // SAFETY: `judge` reads VM_CR only where CPUID shows SVM, which has it; CPL 0 by the caller's promise.
     detect::judge(cpuid, || unsafe {
         instructions::read_msr(instructions::VM_CR)
@@ -86,9 +88,42 @@ pub struct SvmVcpu {
     _iopm: Box<Pages<12288>>,
 }
 
+/// Why there can be no vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoVcpu {
+    /// This CPU runs no guests.
+    Unavailable(Unavailable),
+    /// The guest's memory cannot be mapped.
+    Map(MapError),
+}
+
+impl fmt::Display for NoVcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(reason) => write!(f, "the guest cannot run: {reason}"),
+            Self::Map(error) => write!(f, "the guest's memory cannot be mapped: {error}"),
+        }
+    }
+}
+
 impl SvmVcpu {
-    /// A vCPU that sees `nested` as its physical memory. Its registers are zero: [`Vcpu::set_system`] comes next.
-    pub fn new(capabilities: Capabilities, nested: NestedTables, needed: FlushNeeded) -> Self {
+    /// A vCPU with what the calling CPU offers, that sees `memory` as its physical memory. Its registers are zero:
+    /// [`Vcpu::set_system`] comes next.
+    ///
+    /// # Errors
+    /// [`NoVcpu`], which says why not.
+    ///
+    /// # Safety
+    /// The vCPU is made, bound and entered at CPL 0 only, where all memory is identity-mapped, and `memory` outlives it.
+    pub unsafe fn of(memory: &GuestMemory) -> Result<Self, NoVcpu> {
+        // SAFETY: CPL 0 by the caller's promise.
+        let capabilities = unsafe { detect() }.map_err(NoVcpu::Unavailable)?;
+        let (nested, needed) =
+            NestedTables::of(memory, capabilities.gigabyte_pages).map_err(NoVcpu::Map)?;
+        Ok(Self::new(capabilities, nested, needed))
+    }
+
+    fn new(capabilities: Capabilities, nested: NestedTables, needed: FlushNeeded) -> Self {
         let mut msrpm = Box::new(Pages([0xFF; 8192]));
         for msr in DIRECT_MSRS {
             allow_msr(&mut msrpm.0, msr);
@@ -151,9 +186,9 @@ impl SvmVcpu {
         this
     }
 
-    /// The nested tables it runs on.
-    pub fn nested(&self) -> &NestedTables {
-        &self.nested
+    /// What the nested tables hold.
+    pub fn tables(&self) -> TableStatistics {
+        self.nested.statistics()
     }
 
     fn load_registers(&mut self) {
@@ -175,7 +210,7 @@ impl SvmVcpu {
 
 impl Vcpu for SvmVcpu {
     fn bind(&mut self) -> Result<(), Unavailable> {
-        // SAFETY: (1) vCPUs are bound by the box, at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
+        // SAFETY: (1) whoever made the vCPU promised that it is bound at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
         // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save page is
         // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`).
         unsafe {
@@ -403,7 +438,6 @@ fn allow_msr(map: &mut [u8; 8192], msr: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::GuestMemory;
     use check::Limits;
 
     fn vcpu() -> SvmVcpu {

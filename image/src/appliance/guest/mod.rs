@@ -2,6 +2,7 @@
 
 mod host;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -14,6 +15,7 @@ use outpost::console::GuestSays;
 use outpost::memory::Run;
 use outpost::restart::{Ended, RestartPolicy};
 use outpost_config::{Config, Guest};
+use outpost_hv::cpu::svm::SvmVcpu;
 use outpost_hv::exit::{ExitCounters, ExitCounts};
 use outpost_hv::machine::{GuestImage, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
@@ -285,9 +287,10 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
         .collect();
     // SAFETY: the ranges are the guest's alone and mapped one to one; the only `GuestMemory` made of them before is gone.
     let memory = unsafe { GuestMemory::new(&ranges) }.map_err(|error| error.to_string())?;
-    // SAFETY: this is ring 0 with all memory mapped one to one.
-    let mut machine = unsafe { Machine::new(&order.machine, memory, host::get()) }
-        .map_err(|error| error.to_string())?;
+    // SAFETY: this is ring 0 with all memory mapped one to one, and stays so; the machine takes memory and vCPU together.
+    let vcpu = unsafe { SvmVcpu::of(&memory) }.map_err(|error| error.to_string())?;
+    let tables = vcpu.tables();
+    let mut machine = Machine::new(&order.machine, memory, Box::new(vcpu), host::get());
     let command_line = format!("{}{}", material.files.command_line, order.words);
     let image = GuestImage {
         kernel: material.files.kernel(),
@@ -297,15 +300,13 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
     machine
         .load(&order.machine, &image)
         .map_err(|error| error.to_string())?;
-    if let Some(tables) = machine.tables() {
-        log::info!(
-            "guest: {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
-            ranges.iter().map(|range| range.length).sum::<u64>() >> 20,
-            tables.leaves_1g,
-            tables.leaves_2m,
-            tables.table_pages
-        );
-    }
+    log::info!(
+        "guest: {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
+        ranges.iter().map(|range| range.length).sum::<u64>() >> 20,
+        tables.leaves_1g,
+        tables.leaves_2m,
+        tables.table_pages
+    );
     *EXITS.lock() = Some(machine.counters());
     telemetry::milestone("guest-started");
     host::set_running(true);

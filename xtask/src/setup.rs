@@ -22,7 +22,7 @@ pub enum Group {
     Emulator,
     /// The real programs of the scenario.
     Scenario,
-    /// Building for the firmware target. Debian's packages are only taken where rustup cannot do it.
+    /// Building for the firmware target. Debian's packages are only taken where the target is not there already.
     FirmwareToolchain,
     /// Checking the box's own code with clippy.
     FirmwareClippy,
@@ -81,13 +81,18 @@ fn ensure_or_say(groups: &[Group], dry_run: bool) -> Result<()> {
     let all = parse(PACKAGES)?;
     let toolchain = Toolchain::find();
     let mut wanted: Vec<Group> = groups.to_vec();
-    if wanted.contains(&Group::FirmwareToolchain) && toolchain.is_err() && !dry_run && try_rustup()
+    // Debian's Rust comes with the other packages and from the same place; elsewhere rustup has the target.
+    if wanted.contains(&Group::FirmwareToolchain)
+        && toolchain.is_err()
+        && !is_debian()
+        && !dry_run
+        && try_rustup()
     {
         Toolchain::find()
             .context("rustup says that it installed the target, but it is not there")?;
     }
     match Toolchain::find() {
-        // Debian's packages are only for where rustup cannot do it; Debian's clippy only goes with Debian's Rust.
+        // A target of rustup's needs none of Debian's packages; Debian's clippy only goes with Debian's Rust.
         Ok(toolchain) if !toolchain.is_debian() => {
             wanted
                 .retain(|group| !matches!(group, Group::FirmwareToolchain | Group::FirmwareClippy));
@@ -109,7 +114,7 @@ fn ensure_or_say(groups: &[Group], dry_run: bool) -> Result<()> {
         let _ = writeln!(list, "  {:18} {}", package.name, package.purpose);
     }
     let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
-    if process::find_program("apt-get").is_none() || process::find_program("dpkg-query").is_none() {
+    if !is_debian() {
         bail!(
             "this is not a Debian system, so install by hand what these Debian packages hold, and try again:\n{list}\
              (`cargo xtask` goes by: {})",
@@ -141,6 +146,10 @@ fn ensure_or_say(groups: &[Group], dry_run: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+fn is_debian() -> bool {
+    process::find_program("apt-get").is_some() && process::find_program("dpkg-query").is_some()
 }
 
 /// `sudo`'s path when we are not root.
@@ -218,7 +227,7 @@ fn try_rustup() -> bool {
     let installed = matches!(status, Ok(Some(status)) if status.success());
     if !installed {
         eprintln!(
-            "rustup cannot fetch {TARGET} here: taking Debian's Rust, which brings its library's sources"
+            "rustup cannot fetch {TARGET} here; try `rustup target add {TARGET}` by hand to see why"
         );
     }
     installed

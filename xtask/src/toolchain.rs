@@ -59,7 +59,7 @@ impl Toolchain {
         }
         bail!(
             "no Rust here can build for {TARGET}. Where rustup reaches its server: `rustup target add {TARGET}`. Else, on Debian, its \
-             own Rust with the library sources: `apt-get install rustc-web cargo-web rust-web-src lld-19`. `cargo xtask setup` tries both"
+             own Rust with the library sources: `apt-get install rustc-web cargo-web rust-web-src lld-19`. `cargo xtask setup` does the one or the other"
         )
     }
 

@@ -113,6 +113,11 @@ impl Segment {
         (self.attributes >> 5 & 3) as u8
     }
 
+    /// Changes the descriptor privilege level.
+    pub fn set_dpl(&mut self, level: u8) {
+        self.attributes = self.attributes & !(3 << 5) | u16::from(level & 3) << 5;
+    }
+
     /// The L bit: 64-bit code.
     pub fn is_long(&self) -> bool {
         self.attributes & 1 << 9 != 0
@@ -162,7 +167,7 @@ impl System {
         }
     }
 
-    /// Current privilege level. On AMD that is the stack segment's (APM vol. 2, 15.5.1).
+    /// Current privilege level: the stack segment's. A back end whose CPU can have them differ makes that true after each exit.
     pub fn cpl(&self) -> u8 {
         self.ss.dpl()
     }

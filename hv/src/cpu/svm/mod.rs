@@ -200,7 +200,10 @@ impl SvmVcpu {
     }
 
     fn store_registers(&mut self) {
-        let save = &self.vmcb.save;
+        let save = &mut self.vmcb.save;
+        // SYSRET leaves SS.DPL as it was and sets CPL alone (APM vol. 3): from here on both say the same, for `System::cpl` and for CPUs that
+        // take CPL from SS at VMRUN.
+        save.ss.set_dpl(save.cpl);
         self.registers.set(Gpr::Rax, save.rax);
         self.registers.set(Gpr::Rsp, save.rsp);
         self.registers.rip = save.rip;
@@ -550,5 +553,26 @@ mod tests {
         vcpu.set_system(&system);
         assert_eq!(vcpu.system(), system);
         assert_eq!(vcpu.vmcb.save.efer, 0x1500);
+    }
+
+    #[test]
+    fn user_code_stays_user_code_whatever_sysret_left_in_ss() {
+        let mut vcpu = vcpu();
+        let mut system = System {
+            cr0: 0x8000_0011,
+            pat: 6,
+            ..System::default()
+        };
+        system.ss.attributes = 0xC93;
+        vcpu.set_system(&system);
+        // The guest has gone to user mode by SYSRET: CPL is 3, the stack segment's descriptor is still the kernel's.
+        vcpu.vmcb.save.cpl = 3;
+        vcpu.store_registers();
+        let system = vcpu.system();
+        assert_eq!(system.cpl(), 3);
+        vcpu.set_system(&system);
+        assert_eq!(vcpu.vmcb.save.cpl, 3, "writing it back promotes nobody");
+        vcpu.load_registers();
+        assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
     }
 }

@@ -273,6 +273,9 @@ impl Vcpu for SvmVcpu {
         let control = &mut self.vmcb.control;
         control.tlb_control = 0;
         control.event = exits::to_deliver_again(control.exit_int_info);
+        if control.event & event::VALID != 0 {
+            control.shadow &= !1;
+        }
         let exit = exits::decode(&self.vmcb);
         #[cfg(debug_assertions)]
         if matches!(exit, Exit::BadState(_)) {
@@ -362,6 +365,8 @@ impl Vcpu for SvmVcpu {
     }
 
     fn inject(&mut self, injected: Event) {
+        // An exception ends the shadow that its instruction stood in. Nothing else is injected in one.
+        self.vmcb.control.shadow &= !1;
         self.vmcb.control.event = event::VALID
             | match injected {
                 Event::Interrupt(vector) => event::EXTERNAL | u64::from(vector),
@@ -513,6 +518,22 @@ mod tests {
         assert_eq!(vcpu.vmcb.control.event, 0x2_8000_0B0E);
         vcpu.inject(Event::Nmi);
         assert_eq!(vcpu.vmcb.control.event, 0x8000_0202);
+    }
+
+    #[test]
+    fn an_exception_ends_the_shadow_of_its_instruction() {
+        let mut vcpu = vcpu();
+        vcpu.set_system(&System {
+            pat: 6,
+            ..System::default()
+        });
+        // `mov ss` and then an instruction that faults: any program can do that.
+        vcpu.vmcb.control.shadow = 1;
+        vcpu.inject(Event::Exception(13, Some(0)));
+        assert_eq!(vcpu.delivery(), Delivery::Busy);
+        vcpu.watch_window(true);
+        vcpu.load_registers();
+        assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
     }
 
     #[test]

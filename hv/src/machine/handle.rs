@@ -26,11 +26,7 @@ impl Machine<'_> {
     /// The reason why the guest cannot go on.
     pub(super) fn handle(&mut self, exit: Exit) -> Result<(), StopReason> {
         match exit {
-            Exit::HostInterrupt => {
-                self.host.take_interrupts();
-                // It may have been the timer's: what it was armed for stands no longer.
-                self.armed = None;
-            }
+            Exit::HostInterrupt => self.take_interrupts(),
             Exit::InterruptWindow => self.vcpu.watch_window(false),
             Exit::Halt => self.halt()?,
             Exit::Cpuid => self.cpuid(),
@@ -42,7 +38,12 @@ impl Machine<'_> {
             Exit::TaskPriority { .. } => self.emulate(0)?,
             // All memory is coherent: there is nothing to write back, and nothing may be thrown away.
             Exit::CacheFlush => self.retire_opcode(&[0x0F, 0x08]),
-            Exit::Exception(vector, code) => self.vcpu.inject(Event::Exception(vector, code)),
+            Exit::Exception(vector, code) => {
+                // Delivering it may raise it again, for ever (CVE-2015-5307, CVE-2015-8104), and an event that is injected comes before the
+                // box's interrupts: they get their turn here.
+                self.take_interrupts();
+                self.vcpu.inject(Event::Exception(vector, code));
+            }
             Exit::Hypercall => {
                 let kernel = self.vcpu.system().cpl() == 0;
                 let answer = if kernel {
@@ -61,6 +62,13 @@ impl Machine<'_> {
             Exit::Unknown(raw) => return Err(StopReason::UnknownExit(raw)),
         }
         Ok(())
+    }
+
+    /// Lets the box take what interrupts it.
+    fn take_interrupts(&mut self) {
+        self.host.take_interrupts();
+        // The timer's may have been among them: what it was armed for stands no longer.
+        self.armed = None;
     }
 
     /// Goes on at `next`. An instruction under single step traps after it, emulated or not.

@@ -580,6 +580,16 @@ fn what_the_machine_does_not_have_faults() {
 }
 
 #[test]
+fn a_storm_of_exceptions_keeps_no_interrupt_from_the_box() {
+    let host = Box0::default();
+    // Alignment checks in the delivery of alignment checks: the guest never executes anything between them.
+    let exits = [Exit::Exception(17, Some(0)); 5];
+    let mut scene = Scene::new(&host, &[], &exits);
+    assert_eq!(scene.run(), StopReason::TripleFault);
+    assert_eq!(host.interrupts.load(Ordering::Relaxed), 5);
+}
+
+#[test]
 fn an_emulated_instruction_is_single_stepped_too() {
     let host = Box0::default();
     let mut scene = Scene::new(&host, &[0x0F, 0xA2], &[Exit::Cpuid]);

@@ -30,6 +30,8 @@ pub const RFLAGS_TF: u64 = 1 << 8;
 pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.DF: string instructions go down.
 pub const RFLAGS_DF: u64 = 1 << 10;
+/// RFLAGS.RF: no instruction breakpoint at the next instruction.
+pub const RFLAGS_RF: u64 = 1 << 16;
 /// EFER.LME: long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.SVME: SVM enabled.

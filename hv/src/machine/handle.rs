@@ -3,7 +3,7 @@
 use super::{Machine, StopReason};
 use crate::cpu::{
     DEBUG_EXCEPTION, Delivery, Event, GENERAL_PROTECTION, Gpr, INVALID_OPCODE, RFLAGS_IF,
-    RFLAGS_TF, host_cpuid, read_tsc,
+    RFLAGS_RF, RFLAGS_TF, host_cpuid, read_tsc,
 };
 use crate::cpuid;
 use crate::decode;
@@ -71,8 +71,12 @@ impl Machine<'_> {
         self.armed = None;
     }
 
-    /// Goes on at `next`. An instruction under single step traps after it, emulated or not.
+    /// Goes on at `next`. An instruction under single step traps after it, emulated or not, and ends RFLAGS.RF; one that goes on at
+    /// itself is not through.
     fn retire(&mut self, next: u64) {
+        if next != self.vcpu.registers().rip {
+            self.vcpu.registers_mut().rflags &= !RFLAGS_RF;
+        }
         self.vcpu.retire(next);
         if self.vcpu.registers().rflags & RFLAGS_TF != 0 {
             let mut system = self.vcpu.system();
@@ -100,7 +104,8 @@ impl Machine<'_> {
         if self.vcpu.registers().rflags & RFLAGS_IF == 0 {
             return Err(StopReason::HaltedForEver);
         }
-        self.halted = true;
+        // Under single step the trap comes instead of the halt.
+        self.halted = self.vcpu.delivery() != Delivery::Busy;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::mem::npt::FlushNeeded;
 use crate::mem::walk::Paging;
 use core::arch::x86_64::CpuidResult;
 use core::fmt;
+use core::ops::RangeInclusive;
 
 pub(crate) mod alu;
 pub mod fpu;
@@ -120,6 +121,19 @@ impl Segment {
         self.attributes = self.attributes & !(3 << 5) | u16::from(level & 3) << 5;
     }
 
+    /// The offsets that lie in it, outside 64-bit code: up to the limit, or beyond it if it expands down.
+    pub fn offsets(&self) -> RangeInclusive<u64> {
+        const CODE: u16 = 1 << 3;
+        const EXPANDS_DOWN: u16 = 1 << 2;
+        let limit = u64::from(self.limit);
+        if self.attributes & (CODE | EXPANDS_DOWN) == EXPANDS_DOWN {
+            let highest = if self.is_big() { 0xFFFF_FFFF } else { 0xFFFF };
+            limit + 1..=highest
+        } else {
+            0..=limit
+        }
+    }
+
     /// The L bit: 64-bit code.
     pub fn is_long(&self) -> bool {
         self.attributes & 1 << 9 != 0
@@ -203,6 +217,8 @@ pub const DEBUG_EXCEPTION: u8 = 1;
 pub const INVALID_OPCODE: Event = Event::Exception(6, None);
 /// #GP(0).
 pub const GENERAL_PROTECTION: Event = Event::Exception(13, Some(0));
+/// #SS(0).
+pub const STACK_FAULT: Event = Event::Exception(12, Some(0));
 /// Vector of #PF.
 pub const PAGE_FAULT: u8 = 14;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::Unavailable;
-use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, RFLAGS_TF, Registers};
+use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
 use crate::mem::npt::FlushNeeded;
 use crate::platform::test_host::TestHost;
@@ -12,6 +12,8 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+mod stepping;
 
 /// What the vCPU was told, and what it says.
 #[derive(Default)]
@@ -165,6 +167,13 @@ impl<'h> Scene<'h> {
         {
             let mut script = script.borrow_mut();
             script.exits = exits.iter().copied().collect();
+            let segment = Segment {
+                limit: u32::MAX,
+                ..Segment::default()
+            };
+            let system = &mut script.system;
+            (system.cs, system.ss) = (segment, segment);
+            (system.ds, system.es) = (segment, segment);
             script.registers = Registers {
                 rip: CODE,
                 rflags: RFLAGS_ONE,
@@ -587,69 +596,6 @@ fn a_storm_of_exceptions_keeps_no_interrupt_from_the_box() {
     let mut scene = Scene::new(&host, &[], &exits);
     assert_eq!(scene.run(), StopReason::TripleFault);
     assert_eq!(host.interrupts.load(Ordering::Relaxed), 5);
-}
-
-#[test]
-fn an_emulated_instruction_is_single_stepped_too() {
-    let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0x0F, 0xA2], &[Exit::Cpuid]);
-    scene.set(|registers| registers.rflags |= RFLAGS_TF);
-    scene.run();
-    assert_eq!(scene.injected(), [Event::Exception(1, None)]);
-    assert_eq!(scene.script.borrow().system.dr6 & 1 << 14, 1 << 14);
-}
-
-#[test]
-fn single_step_stops_after_each_element_and_before_a_halt() {
-    let host = Box0::default();
-    let outsb = Exit::Port(PortAccess {
-        port: 0x3F8,
-        width: 1,
-        write: true,
-        string: true,
-        next_rip: 0,
-    });
-    let mut scene = Scene::new(&host, &[0xF3, 0x6E], &[outsb, outsb]);
-    scene.machine.memory().write(0x3000, b"ab\n").unwrap();
-    scene.set(|registers| {
-        registers.set(Gpr::Rdx, 0x3F8);
-        registers.set(Gpr::Rsi, 0x3000);
-        registers.set(Gpr::Rcx, 3);
-        registers.rflags |= RFLAGS_TF;
-    });
-    scene.run();
-    assert_eq!(scene.injected(), [Event::Exception(1, None); 2]);
-    assert_eq!((scene.register(Gpr::Rcx), scene.rip()), (1, CODE));
-    let mut scene = Scene::new(&host, &[0xF4], &[Exit::Halt]);
-    scene.set(|registers| registers.rflags |= RFLAGS_TF | RFLAGS_IF);
-    assert_eq!(scene.run(), StopReason::TripleFault, "it does not sleep");
-    assert_eq!(scene.injected(), [Event::Exception(1, None)]);
-}
-
-#[test]
-fn the_resume_flag_is_for_one_instruction() {
-    const RF: u64 = 1 << 16;
-    let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0x0F, 0xA2], &[Exit::Cpuid]);
-    scene.set(|registers| registers.rflags |= RF);
-    scene.run();
-    assert_eq!(scene.script.borrow().registers.rflags & RF, 0);
-    // A repeated instruction that is not through is still the same one.
-    let outsb = Exit::Port(PortAccess {
-        port: 0x80,
-        width: 1,
-        write: true,
-        string: true,
-        next_rip: 0,
-    });
-    let mut scene = Scene::new(&host, &[0xF3, 0x6E], &[outsb]);
-    scene.set(|registers| {
-        registers.set(Gpr::Rdx, 0x80);
-        registers.set(Gpr::Rcx, 0x8000);
-        registers.rflags |= RF;
-    });
-    scene.run();
-    assert_eq!(scene.script.borrow().registers.rflags & RF, RF);
 }
 
 #[test]

@@ -101,7 +101,8 @@ impl Machine<'_> {
 
     fn halt(&mut self) -> Result<(), StopReason> {
         self.retire_opcode(&[0xF4]);
-        if self.vcpu.registers().rflags & RFLAGS_IF == 0 {
+        let vcpu = self.topology.vcpu as usize;
+        if self.vcpu.registers().rflags & RFLAGS_IF == 0 && !self.platform.has_vcpu_event(vcpu) {
             return Err(StopReason::HaltedForEver);
         }
         // Under single step the trap comes instead of the halt.
@@ -189,6 +190,10 @@ impl Machine<'_> {
             Effect::Tsc(value) => {
                 self.vcpu.set_tsc_offset(value.wrapping_sub(read_tsc()));
                 self.publish_system_time();
+                // A deadline is a value of the TSC: another TSC, another moment.
+                let vcpu = self.topology.vcpu as usize;
+                let (deadline, tsc) = (self.platform.tsc_deadline(vcpu), self.guest_tsc());
+                self.platform.set_tsc_deadline(vcpu, deadline, tsc);
             }
             Effect::TscAux(value) => self.vcpu.set_tsc_aux(value),
             Effect::WallClock(address) => self.publish_wall_clock(address),

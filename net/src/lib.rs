@@ -17,6 +17,7 @@ mod management;
 mod outbox;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod store;
 mod switch;
 pub mod time;
 pub mod tunnel;

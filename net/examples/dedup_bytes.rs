@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use outpost_net::dedup::{
-    Decoder, Encoder, Flush, Receiver, ReceiverConfig, Sender, SenderConfig, Urgency,
+    Decoder, Effort, Encoder, Flush, Receiver, ReceiverConfig, Sender, SenderConfig, Urgency,
 };
 
 /// CPU time of this thread where the system tells it (Linux), else the time that has passed.
@@ -98,7 +98,7 @@ impl Line {
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let (Some(old), Some(new)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: dedup_bytes OLD NEW [LOG_MIB] [FLUSH_BYTES]");
+        eprintln!("usage: dedup_bytes OLD NEW [LOG_MIB] [FLUSH_BYTES]; EFFORT=fast for less of it");
         std::process::exit(2);
     };
     let old = std::fs::read(old).expect("OLD can be read");
@@ -114,6 +114,9 @@ fn main() {
         sender: Sender::new(SenderConfig::with_memory(mib << 20), [7; 32]),
         receiver: Receiver::new(ReceiverConfig { memory: mib << 20 }),
     };
+    if std::env::var("EFFORT").is_ok_and(|effort| effort == "fast") {
+        line.sender.set_effort(Effort::Fast);
+    }
     let mut control = Vec::new();
     line.sender.take_control(&mut control, 1 << 20);
     line.receiver.on_control(&control).expect("a greeting");

@@ -14,6 +14,7 @@ use outpost_net::flow::{Notice, Session, SessionConfig};
 use outpost_net::time::Instant;
 use outpost_net::tunnel::{Endpoint, StreamId};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
@@ -22,6 +23,8 @@ use crate::flow;
 
 /// Datagrams taken in before what they brought is acted on.
 const BATCHES: usize = 4;
+/// What is asked of the kernel for datagrams that wait.
+const SOCKET_BUFFER: usize = 4 << 20;
 /// The most bytes the kernel gives or takes at once.
 const BATCH_BYTES: usize = 65_507;
 
@@ -112,6 +115,9 @@ impl Hub {
     /// The socket's, when it is of no use any more.
     pub async fn carry(self: &Rc<Hub>, socket: UdpSocket) -> io::Result<()> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        // As much as the system allows: what does not fit is lost, and sent again.
+        let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
+        let _ = SockRef::from(&socket).set_send_buffer_size(SOCKET_BUFFER);
         let mut out = Sending::default();
         let mut buffer = vec![0; BATCH_BYTES.next_multiple_of(65_536)];
         loop {

@@ -33,6 +33,9 @@ pub struct Rolling {
     filled: usize,
 }
 
+/// Pieces that are rolled over side by side.
+const LANES: usize = 4;
+
 /// A sampled window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Anchor {
@@ -91,10 +94,32 @@ impl Roller {
             });
             free = base + start + SPACING;
         }
-        for (offset, byte) in rest.iter().enumerate() {
+        let base = base + start;
+        // A hash depends on its window only: four quarters are rolled over side by side, for one alone would wait for each
+        // sum before the next.
+        let quarter = rest.len() / LANES;
+        let mut done = 0;
+        if quarter >= 4 * WINDOW {
+            done = quarter * LANES;
+            let new = anchors.len();
+            hash = self.sample_lanes(hash, &rest[..done], base, anchors);
+            let hits = &mut anchors[new..];
+            hits.sort_unstable_by_key(|anchor| anchor.at);
+            let mut kept = new;
+            for index in new..anchors.len() {
+                let anchor = anchors[index];
+                if anchor.at >= free {
+                    anchors[kept] = anchor;
+                    kept += 1;
+                    free = anchor.at + SPACING;
+                }
+            }
+            anchors.truncate(kept);
+        }
+        for (offset, byte) in rest[done..].iter().enumerate() {
             hash = self.rolled(hash, *byte);
             if hash < self.sample_below {
-                let at = base + start + offset + 1;
+                let at = base + done + offset + 1;
                 if at >= free {
                     anchors.push(Anchor {
                         at,
@@ -105,6 +130,39 @@ impl Roller {
             }
         }
         rolling.hash = hash;
+    }
+
+    /// Rolls over `bytes`, whose length is a multiple of [`LANES`] and several windows for each, and appends every sampled window,
+    /// in any order. Gives the hash at the end.
+    fn sample_lanes(&self, hash: u64, bytes: &[u8], base: usize, anchors: &mut Vec<Anchor>) -> u64 {
+        let quarter = bytes.len() / LANES;
+        let (a, rest) = bytes.split_at(quarter);
+        let (b, rest) = rest.split_at(quarter);
+        let (c, d) = rest.split_at(quarter);
+        let before = |lane: &[u8]| {
+            let window = &lane[lane.len() - WINDOW..];
+            window.iter().fold(0, |hash, byte| self.rolled(hash, *byte))
+        };
+        let mut hashes: [u64; LANES] = [hash, before(a), before(b), before(c)];
+        let below = self.sample_below;
+        for (offset, (((a, b), c), d)) in a.iter().zip(b).zip(c).zip(d).enumerate() {
+            hashes[0] = self.rolled(hashes[0], *a);
+            hashes[1] = self.rolled(hashes[1], *b);
+            hashes[2] = self.rolled(hashes[2], *c);
+            hashes[3] = self.rolled(hashes[3], *d);
+            let least = hashes[0].min(hashes[1]).min(hashes[2].min(hashes[3]));
+            if least < below {
+                for (lane, fingerprint) in hashes.into_iter().enumerate() {
+                    if fingerprint < below {
+                        anchors.push(Anchor {
+                            at: base + lane * quarter + offset + 1,
+                            fingerprint,
+                        });
+                    }
+                }
+            }
+        }
+        hashes[LANES - 1]
     }
 }
 

@@ -18,6 +18,7 @@ mod store;
 pub(crate) mod tests;
 mod wire;
 
+pub use codec::Effort;
 pub use decoder::{DecodeError, Decoder};
 pub use encoder::{Encoder, Flush};
 pub use receiver::{Receiver, ReceiverConfig, Urgency};

@@ -10,7 +10,7 @@ use chacha20::rand_core::{Rng, SeedableRng};
 
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
-use super::codec::{Coder, FarMatch, Input, Parts, Tables};
+use super::codec::{Coder, Effort, FarMatch, Input, Parts, Tables};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
@@ -86,6 +86,7 @@ pub struct Sender<S: Store = Log> {
     pub(super) roller: Roller,
     pub(super) anchors: AnchorIndex,
     coder: Coder,
+    effort: Effort,
     /// Room for a block's body.
     pub(super) body: Vec<u8>,
     pub(super) digest: DigestKey,
@@ -193,6 +194,7 @@ impl<S: Store> Sender<S> {
             roller,
             anchors,
             coder: Coder::new(),
+            effort: Effort::Full,
             body: Vec::new(),
             digest,
             statistics: SenderStatistics::default(),
@@ -235,6 +237,11 @@ impl<S: Store> Sender<S> {
         }
         .emit(&mut greeting);
         self.greeting = Some(greeting);
+    }
+
+    /// How hard blocks are searched for matches from now on.
+    pub fn set_effort(&mut self, effort: Effort) {
+        self.effort = effort;
     }
 
     /// Counts since the start.
@@ -538,7 +545,8 @@ impl<S: Store> Sender<S> {
             block: self.store.forward(position).get(..len)?,
             span: &|position| span(confirmed, own, floor, position),
         };
-        self.coder.encode(&input, far, tables, out)
+        self.coder
+            .encode(&input, far, self.effort, tables, out)
     }
 
     /// Appends a block's bytes to the log, which must have room for them in one piece, and returns their position.

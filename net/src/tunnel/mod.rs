@@ -5,6 +5,7 @@
 //! come back at [`Tunnel::next_wakeup`]. The wire format and the state machine are described in `docs/tunnel.md`.
 
 mod bbr;
+mod cipher;
 mod connection;
 mod frame;
 mod handshake;

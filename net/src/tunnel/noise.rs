@@ -6,13 +6,13 @@ use alloc::boxed::Box;
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng};
-use chacha20poly1305::aead::inout::InOutBuf;
-use chacha20poly1305::{AeadInOut, ChaCha20Poly1305, KeyInit};
 use sha2::{Digest, Sha256};
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::CryptoResolver;
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, Error, HandshakeState, StatelessTransportState};
+
+use super::cipher::ChaChaPoly;
 
 /// Bytes that AEAD adds (RFC 8439).
 pub(super) const TAG: usize = 16;
@@ -248,69 +248,5 @@ impl Hash for HashSha256 {
         for (o, d) in out.iter_mut().zip(digest) {
             *o = d;
         }
-    }
-}
-
-struct ChaChaPoly(ChaCha20Poly1305);
-
-impl ChaChaPoly {
-    fn new(key: &[u8; 32]) -> Self {
-        ChaChaPoly(ChaCha20Poly1305::new(&(*key).into()))
-    }
-}
-
-/// Noise, section 12.3: 32 bits of zeros, then the nonce in little-endian.
-fn nonce(number: u64) -> [u8; 12] {
-    let mut nonce = [0; 12];
-    nonce[4..].copy_from_slice(&number.to_le_bytes());
-    nonce
-}
-
-impl Cipher for ChaChaPoly {
-    fn name(&self) -> &'static str {
-        "ChaChaPoly"
-    }
-
-    fn set(&mut self, key: &[u8; 32]) {
-        *self = ChaChaPoly::new(key);
-    }
-
-    /// Writes nothing and says 0 when `out` is too small, which snow's callers exclude.
-    fn encrypt(&self, number: u64, associated: &[u8], plain: &[u8], out: &mut [u8]) -> usize {
-        let Some((text, rest)) = out.split_at_mut_checked(plain.len()) else {
-            return 0;
-        };
-        let Some(tag_out) = rest.get_mut(..TAG) else {
-            return 0;
-        };
-        let Ok(buffer) = InOutBuf::new(plain, text) else {
-            return 0;
-        };
-        let Ok(tag) = self
-            .0
-            .encrypt_inout_detached(&nonce(number).into(), associated, buffer)
-        else {
-            return 0;
-        };
-        tag_out.copy_from_slice(&tag);
-        plain.len() + TAG
-    }
-
-    fn decrypt(
-        &self,
-        number: u64,
-        associated: &[u8],
-        sealed: &[u8],
-        out: &mut [u8],
-    ) -> Result<usize, Error> {
-        let length = sealed.len().checked_sub(TAG).ok_or(Error::Decrypt)?;
-        let (text, tag) = sealed.split_at(length);
-        let tag: [u8; TAG] = tag.try_into().map_err(|_| Error::Decrypt)?;
-        let out = out.get_mut(..length).ok_or(Error::Decrypt)?;
-        let buffer = InOutBuf::new(text, out).map_err(|_| Error::Decrypt)?;
-        self.0
-            .decrypt_inout_detached(&nonce(number).into(), associated, buffer, &tag.into())
-            .map_err(|_| Error::Decrypt)?;
-        Ok(length)
     }
 }

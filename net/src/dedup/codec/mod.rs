@@ -2,6 +2,7 @@
 //! positions and tables; which positions may be referred to is handed in.
 
 mod bits;
+mod fast;
 mod huffman;
 mod parse;
 mod sequences;
@@ -24,6 +25,16 @@ pub struct FarMatch {
     pub len: usize,
     /// Where in the log.
     pub source: u64,
+}
+
+/// How hard to look for matches. What is written is decoded alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// The fewest bytes: the line is the bottleneck.
+    #[default]
+    Full,
+    /// About twice as fast, for some more bytes: the CPU is the bottleneck.
+    Fast,
 }
 
 /// What a body consists of, in raw bytes.
@@ -58,6 +69,7 @@ impl Coder {
         &mut self,
         input: &Input<'_, S>,
         far: &[FarMatch],
+        effort: Effort,
         tables: &mut Tables,
         out: &mut Vec<u8>,
     ) -> Option<Parts> {
@@ -66,7 +78,13 @@ impl Coder {
         if known <= len / 32 && looks_random(input.block) {
             return None;
         }
-        parse::parse(&mut self.dense, input, far, &mut self.parsed);
+        // Where most is known, little is left to look at, and looking well is worth it.
+        match effort {
+            Effort::Fast if known <= len / 2 => {
+                fast::parse(&mut self.dense, input, far, &mut self.parsed);
+            }
+            _ => parse::parse(&mut self.dense, input, far, &mut self.parsed),
+        }
         let start = out.len();
         let mut changed = tables.clone();
         sequences::write(

@@ -15,7 +15,7 @@ const SHORT_SLOTS: usize = 1 << 16;
 /// The shortest match.
 pub const MIN_MATCH: usize = 3;
 /// The shortest match at the distance of the last one.
-const MIN_REPEAT: usize = 4;
+pub const MIN_REPEAT: usize = 4;
 
 /// The shortest gap between two matches of the anchors around which the log is put into the tables.
 const MIN_GAP: usize = 5;
@@ -24,7 +24,7 @@ const AROUND: u64 = 128;
 
 /// The shortest match found by hash that is worth writing down so large a distance.
 #[inline(always)]
-fn least(distance: u64) -> usize {
+pub fn least(distance: u64) -> usize {
     5 + usize::from(distance >= 1 << 17) + usize::from(distance >= 1 << 21)
 }
 
@@ -52,7 +52,7 @@ pub struct Parsed {
 
 /// Where strings of one length were seen last. What the memory holds there is far away; eight bits of each string's hash
 /// are close by, and tell nearly always whether it is worth going there.
-struct Table<const SLOTS: usize> {
+pub struct Table<const SLOTS: usize> {
     /// Log positions, low halves.
     positions: Box<[u32; SLOTS]>,
     tags: Box<[u8; SLOTS]>,
@@ -60,7 +60,7 @@ struct Table<const SLOTS: usize> {
 
 /// Where in a table a string belongs, and its tag there.
 #[derive(Clone, Copy)]
-struct Slot {
+pub struct Slot {
     index: usize,
     tag: u8,
 }
@@ -75,7 +75,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
 
     /// The slot for a string that fills the top bytes of `string`.
     #[inline(always)]
-    fn slot(string: u64) -> Slot {
+    pub fn slot(string: u64) -> Slot {
         let hash = string.wrapping_mul(0xcf1b_bcdc_b7a5_6463);
         Slot {
             index: (hash >> (64 - SLOTS.ilog2())) as usize & (SLOTS - 1),
@@ -86,7 +86,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
 
     /// How far back from `position` the slot's string was, if it seems to be the same; 0 if not.
     #[inline(always)]
-    fn back(&self, slot: Slot, position: u64) -> u64 {
+    pub fn back(&self, slot: Slot, position: u64) -> u64 {
         if self.tags[slot.index & (SLOTS - 1)] != slot.tag {
             return 0;
         }
@@ -95,7 +95,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
     }
 
     #[inline(always)]
-    fn set(&mut self, slot: Slot, position: u64) {
+    pub fn set(&mut self, slot: Slot, position: u64) {
         self.tags[slot.index & (SLOTS - 1)] = slot.tag;
         self.positions[slot.index & (SLOTS - 1)] = position as u32;
     }
@@ -109,13 +109,13 @@ fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
     }
 }
 
-type Long = Table<LONG_SLOTS>;
-type Short = Table<SHORT_SLOTS>;
+pub type Long = Table<LONG_SLOTS>;
+pub type Short = Table<SHORT_SLOTS>;
 
 /// Where strings of eight and of five bytes were seen last.
 pub struct Dense {
-    long: Long,
-    short: Short,
+    pub long: Long,
+    pub short: Short,
     /// What was put in last because of a hit.
     loaded: Range<u64>,
 }
@@ -161,7 +161,7 @@ impl Dense {
 
 /// The first five bytes of a word, at its top.
 #[inline(always)]
-fn five(word: u64) -> u64 {
+pub fn five(word: u64) -> u64 {
     word << 24
 }
 
@@ -177,46 +177,74 @@ pub struct Input<'a, S: Store> {
     pub span: &'a dyn Fn(u64) -> Option<Range<u64>>,
 }
 
-struct Parser<'a, S: Store> {
+/// Where matches begin: what may be referred to, and lies in memory in one piece.
+pub struct Parser<'a, S: Store> {
     input: &'a Input<'a, S>,
-    allowed: Range<u64>,
+    /// Where `piece` begins in the log.
+    start: u64,
+    piece: &'a [u8],
 }
 
 impl<'a, S: Store> Parser<'a, S> {
-    /// The bytes from `at` on, as far as they may be referred to.
-    #[inline]
-    fn source(&mut self, at: u64) -> &'a [u8] {
-        if !(self.allowed.start <= at && at < self.allowed.end) {
-            self.look_up(at);
-            if !(self.allowed.start <= at && at < self.allowed.end) {
-                return &[];
-            }
-        }
-        let bytes = self.input.store.forward(at);
-        let most = usize::try_from(self.allowed.end - at).unwrap_or(usize::MAX);
-        if bytes.len() > most {
-            &bytes[..most]
-        } else {
-            bytes
+    pub fn new(input: &'a Input<'a, S>) -> Self {
+        Parser {
+            input,
+            start: 0,
+            piece: &[],
         }
     }
 
+    /// The bytes from `at` on, as far as they may be referred to and lie in one piece.
+    #[inline(always)]
+    fn source(&mut self, at: u64) -> &'a [u8] {
+        let offset = at.wrapping_sub(self.start);
+        if offset >= self.piece.len() as u64 {
+            return self.look_up(at);
+        }
+        &self.piece[offset as usize..]
+    }
+
     #[cold]
-    fn look_up(&mut self, at: u64) {
-        let end = self.input.position + self.input.block.len() as u64;
-        if at >= self.input.position {
-            self.allowed = self.input.position..end;
-        } else if let Some(mut span) = (self.input.span)(at) {
-            if span.end >= self.input.position {
+    #[inline(never)]
+    fn look_up(&mut self, at: u64) -> &'a [u8] {
+        let Input {
+            store,
+            position,
+            block,
+            span,
+        } = *self.input;
+        let end = position + block.len() as u64;
+        let allowed = if at >= position {
+            position..end
+        } else if let Some(mut span) = span(at) {
+            if span.end >= position {
                 span.end = end;
             }
-            self.allowed = span;
+            span
+        } else {
+            return &[];
+        };
+        if !allowed.contains(&at) {
+            return &[];
         }
+        let limit = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
+        let forward = store.forward(at);
+        let forward = &forward[..forward.len().min(limit(allowed.end - at))];
+        let end = at + forward.len() as u64;
+        // In one piece with what precedes it, as far as that goes.
+        let piece = store.backward(end);
+        let piece = &piece[piece.len() - piece.len().min(limit(end - allowed.start))..];
+        if piece.len() < forward.len() {
+            return forward;
+        }
+        self.piece = piece;
+        self.start = end - piece.len() as u64;
+        forward
     }
 
     /// The length of the match at `i`, `distance` back; 0 if it is shorter than four bytes.
     #[inline(always)]
-    fn length(&mut self, i: usize, distance: u64) -> usize {
+    pub fn length(&mut self, i: usize, distance: u64) -> usize {
         let at = self.input.position + i as u64;
         let Some(at) = at.checked_sub(distance) else {
             return 0;
@@ -226,6 +254,18 @@ impl<'a, S: Store> Parser<'a, S> {
             (Some(a), Some(b)) if a == b => common_prefix(source, here),
             _ => 0,
         }
+    }
+
+    /// How far the match of `start` with `source` goes on to the left, down to `least`.
+    #[inline]
+    pub fn back(&mut self, source: u64, least: usize, start: usize) -> usize {
+        self.source(source);
+        let end = source.wrapping_sub(self.start);
+        let before = usize::try_from(end)
+            .ok()
+            .and_then(|end| self.piece.get(..end))
+            .unwrap_or(&[]);
+        common_suffix(before, &self.input.block[least..start])
     }
 }
 
@@ -240,10 +280,7 @@ pub fn parse<S: Store>(
     out.copied = 0;
     let block = input.block;
     let position = input.position;
-    let mut parser = Parser {
-        input,
-        allowed: 0..0,
-    };
+    let mut parser = Parser::new(input);
     let (mut anchor, mut i) = (0usize, 0usize);
     let mut repeat: [u64; 2] = [0, 0];
     let end = FarMatch {
@@ -320,11 +357,7 @@ pub fn parse<S: Store>(
             // Backwards into the literals.
             let source = position + start as u64 - distance;
             if start > anchor && distance != repeat[0] {
-                parser.source(source);
-                let low = source.saturating_sub(parser.allowed.start);
-                let before = input.store.backward(source);
-                let before = &before[before.len() - before.len().min(low as usize)..];
-                let back = common_suffix(before, &block[anchor..start]);
+                let back = parser.back(source, anchor, start);
                 start -= back;
                 len += back;
             }

@@ -356,7 +356,7 @@ mod tests {
             [50, 40, 30, 20]
         );
         // The window may span a boundary of 32 bits, and of the 35 that are kept.
-        for far in [(7 << 32) + 5, (8 << 32) + 5, (37 << 32) + 5] {
+        for far in [(8u64 << 32) + 5, (9 << 32) + 5, (37 << 32) + 5] {
             for back in [1000, 5 << 30, 31 << 30] {
                 index.insert(index.hash(77), far - back);
                 assert_eq!(index.candidates(77, far).next(), Some(far - back));

@@ -248,9 +248,7 @@ impl Decoder {
         let mut found = Found::default();
         self.resolve(receiver, header, body, &mut found)?;
         let right = self.ready.get(start..).is_some_and(|bytes| {
-            !found.missing
-                && bytes.len() == header.raw
-                && is_right(receiver, bytes, digest)
+            !found.missing && bytes.len() == header.raw && is_right(receiver, bytes, digest)
         });
         if right {
             if let Kind::Raw { position } | Kind::Coded { position, .. } = header.kind {

@@ -11,8 +11,8 @@ use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
 use super::store::{Log, RingStore, Store};
-use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
+use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 
 /// Confirmations wait until they stand for so many bytes, or somebody asks.
 const LAZY_BYTES: u64 = 64 * 1024;
@@ -84,6 +84,14 @@ impl Receiver<Log> {
         match &self.store {
             Log::Memory(_) => StoreStatistics::default(),
             Log::Disk(log) => log.statistics(),
+        }
+    }
+
+    /// Bytes of the store that may be in memory.
+    pub fn store_memory(&self) -> usize {
+        match &self.store {
+            Log::Memory(ring) => ring.capacity() as usize,
+            Log::Disk(log) => log.memory(),
         }
     }
 

@@ -42,12 +42,7 @@ pub struct Search {
 
 impl Search {
     /// Searches what has come to `pending` since the last time.
-    pub fn advance<S: Store>(
-        &mut self,
-        sender: &mut Sender<S>,
-        flow: FlowId,
-        pending: &[u8],
-    ) {
+    pub fn advance<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) {
         sender.allow_reads(MOST_READS);
         loop {
             if self.live {

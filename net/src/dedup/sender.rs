@@ -15,8 +15,8 @@ use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
 use super::store::{Log, RingStore, Store};
-use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
+use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 
 /// How many flows are remembered that were closed before the peer confirmed their last blocks.
 const MOST_CLOSED: usize = 1024;
@@ -145,6 +145,15 @@ impl Sender<Log> {
             Log::Memory(_) => StoreStatistics::default(),
             Log::Disk(log) => log.statistics(),
         }
+    }
+
+    /// Bytes of the index, and of the log as far as it may be in memory.
+    pub fn store_memory(&self) -> (usize, usize) {
+        let log = match &self.store {
+            Log::Memory(ring) => ring.capacity() as usize,
+            Log::Disk(log) => log.memory(),
+        };
+        (self.anchors.memory(), log)
     }
 
     /// Writes what is only in memory; see [`DiskLog::sync`].
@@ -545,8 +554,7 @@ impl<S: Store> Sender<S> {
             block: self.store.forward(position).get(..len)?,
             span: &|position| span(confirmed, own, floor, position),
         };
-        self.coder
-            .encode(&input, far, self.effort, tables, out)
+        self.coder.encode(&input, far, self.effort, tables, out)
     }
 
     /// Appends a block's bytes to the log, which must have room for them in one piece, and returns their position.

@@ -30,7 +30,8 @@ pub const MOST_ENTRIES: usize = (DESCRIPTION - HEADER) / 8;
 
 /// The format described here.
 pub const VERSION: u32 = 1;
-const SUPER_MAGIC: &[u8; 8] = b"OUTPOSTD";
+/// What a superblock begins with.
+pub const MAGIC: [u8; 8] = *b"OUTPOSTD";
 const SUPER: usize = 8 + 4 + 4 + 32 + 16 + 32 + 4;
 const SEGMENT_MAGIC: &[u8; 4] = b"OPSG";
 
@@ -86,7 +87,7 @@ impl Superblock {
     /// The block to write.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(BLOCK);
-        out.extend_from_slice(SUPER_MAGIC);
+        out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&(SEGMENT as u32).to_le_bytes());
         out.extend_from_slice(&self.owner);
@@ -100,7 +101,7 @@ impl Superblock {
     /// What `block` is.
     pub fn parse(block: &[u8]) -> Found {
         let mut fields = Fields(block);
-        if fields.array::<8>() != *SUPER_MAGIC {
+        if fields.array::<8>() != MAGIC {
             return Found::Nothing;
         }
         let version = fields.u32();

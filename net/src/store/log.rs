@@ -18,6 +18,9 @@ const LEAST_FRAMES: usize = 4;
 /// A frame that holds no segment.
 pub(super) const NONE: u64 = u64::MAX;
 
+/// What takes the anchors of a log that is opened: position and hash of each.
+pub type Refill<'a> = &'a mut dyn FnMut(&[(u64, u64)]);
+
 /// Which of a store's two logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -106,12 +109,7 @@ struct Candidate {
 impl DiskLog {
     /// Reads what `disk` has of one direction. `memory` is for segments in memory, in bytes; at least four are kept. The
     /// anchors of the log go to `anchors` as position and hash, oldest first.
-    pub fn open(
-        disk: &Disk,
-        direction: Direction,
-        memory: usize,
-        anchors: &mut dyn FnMut(&[(u64, u64)]),
-    ) -> DiskLog {
+    pub fn open(disk: &Disk, direction: Direction, memory: usize, anchors: Refill<'_>) -> DiskLog {
         let slots = disk.slots(direction).count().max(1);
         let mut log = DiskLog {
             device: disk.device.clone(),
@@ -142,7 +140,7 @@ impl DiskLog {
         log
     }
 
-    fn load(&mut self, disk: &Disk, anchors: &mut dyn FnMut(&[(u64, u64)])) {
+    fn load(&mut self, disk: &Disk, anchors: Refill<'_>) {
         let mut found = Vec::new();
         let mut block = vec![0; BLOCK];
         for slot in disk.slots(self.direction) {

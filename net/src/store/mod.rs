@@ -14,7 +14,8 @@ use alloc::collections::BTreeMap;
 use serde::Serialize;
 
 pub use disk::{Disk, OpenError, Opened};
-pub use log::{DiskLog, Direction};
+pub use layout::MAGIC;
+pub use log::{Direction, DiskLog};
 
 /// Offsets and lengths of every access are multiples of this many bytes.
 pub const BLOCK: usize = 4096;

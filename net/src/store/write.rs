@@ -7,7 +7,7 @@ use super::layout::{
     DESCRIPTION, Header, MOST_ENTRIES, PAGE, PAGES, SEGMENT, SEGMENT_BITS, checksum,
     description_at, page_at, page_range,
 };
-use super::log::{DiskLog, Direction, Segment};
+use super::log::{Direction, DiskLog, Segment};
 use super::{BLOCK, DeviceError, Ticket};
 use crate::dedup::ranges::RangeSet;
 
@@ -246,7 +246,9 @@ impl DiskLog {
         }
         if self.failures == MOST_FAILURES {
             self.statistics.store_memory_only = 1;
-            log::error!("the store cannot be written: from now on the dictionary is in memory only");
+            log::error!(
+                "the store cannot be written: from now on the dictionary is in memory only"
+            );
         }
         false
     }

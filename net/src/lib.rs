@@ -15,10 +15,12 @@ pub mod flow;
 mod hash;
 mod management;
 mod outbox;
+pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod store;
 mod switch;
+mod tcp;
 pub mod time;
 pub mod tunnel;
 mod wire;

@@ -3,24 +3,27 @@
 //!
 //! Frames come in by [`Engine::receive`], and leave in [`Engine::poll`], which does all other work too.
 
+mod bridged;
 mod events;
 mod flow;
 mod intercept;
 mod lingering;
+mod pages;
 mod policy;
 mod statistics;
 mod table;
-mod tcp;
 mod unanswered;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::time::Duration;
 
 use hashbrown::HashMap;
 use outpost_config::{Config, DEFAULT_PORT, Role};
 
 use crate::hash::{Keyed, Random};
-use crate::management::{Heard, Host};
+use crate::management::{Heard, Host, PAGES_PORT, Web};
 use crate::outbox::Outbox;
 use crate::switch::{Port, Ports, Switch};
 use crate::time::Instant;
@@ -29,6 +32,8 @@ use crate::wire::{self, Frame, Mac, Payload};
 
 use crate::flow::newcomer::Newcomer;
 use crate::flow::{link, message};
+use crate::tcp::Way;
+use bridged::Bridged;
 use flow::Next;
 use lingering::Lingering;
 use link::{Ends, Link, StoreParts};
@@ -45,6 +50,8 @@ const MAX_FRAME: usize = 9216 + wire::ETHERNET_HEADER + 4;
 const POLL_FRAMES: usize = 256;
 /// Payload bytes of flows moved in one [`Engine::poll`], about: encoding and decoding them is most of the work.
 const POLL_BYTES: u64 = 256 * 1024;
+/// When a flow that found no room for its buffers looks again.
+const BUFFERS_RETRY: Duration = Duration::from_millis(50);
 /// Turns of flows between two looks at the tunnel.
 const TURNS: usize = 32;
 
@@ -57,7 +64,8 @@ pub struct EngineParts {
     pub seed: [u8; 32],
     /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes.
     pub store_memory: usize,
-    /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 64 KiB to 544 KiB of it. The tunnel's buffers
+    /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 8 KiB of it until it carries something, then
+    /// 64 KiB to 544 KiB. The tunnel's buffers
     /// take at most half as much again.
     pub flow_memory: usize,
 }
@@ -74,6 +82,12 @@ pub struct Engine {
     flows: FlowTable,
     lingering: Lingering,
     unanswered: Unanswered,
+    bridged: Bridged,
+    web: Web,
+    /// The peer's name.
+    peer: String,
+    /// What the owner adds to the metrics.
+    added_metrics: String,
     /// Streams that the peer opened and that have not yet said what they are.
     newcomers: HashMap<StreamId, Newcomer, Keyed>,
     /// Flows that go on only after the peer's control stream has said something.
@@ -137,6 +151,14 @@ impl Engine {
             flows: FlowTable::new(parts.flow_memory, &hash),
             lingering: Lingering::new(hash.clone()),
             unanswered: Unanswered::new(hash.clone()),
+            bridged: Bridged::new(hash.clone()),
+            web: Web::default(),
+            peer: config
+                .peers
+                .first()
+                .map(|peer| peer.name.clone())
+                .unwrap_or_default(),
+            added_metrics: String::new(),
             newcomers: HashMap::with_hasher(hash.clone()),
             awaiting_control: Vec::new(),
             random,
@@ -173,11 +195,11 @@ impl Engine {
             return;
         }
         if parsed.destination == self.host.mac() {
-            self.receive_own(now, &parsed);
+            self.receive_own(now, port, &parsed);
             return;
         }
         if matches!(parsed.payload, Payload::Arp(_)) {
-            self.receive_own(now, &parsed);
+            self.receive_own(now, port, &parsed);
         }
         let ports = self.switch.forward(now, Some(port), parsed.destination);
         if !ports.is_empty() {
@@ -187,7 +209,24 @@ impl Engine {
     }
 
     /// A frame for the box itself.
-    fn receive_own(&mut self, now: Instant, frame: &Frame<'_>) {
+    fn receive_own(&mut self, now: Instant, port: Port, frame: &Frame<'_>) {
+        if let Payload::Tcp(segment) = &frame.payload
+            && segment.destination == SocketAddrV4::new(self.host.address(), PAGES_PORT)
+        {
+            if port != Port::Lan {
+                // The pages are for the LAN; to everyone else there is not even a closed port.
+                self.counters.drops.unknown_to_host += 1;
+                return;
+            }
+            let way = Way {
+                macs: self.host.back_to(frame.source),
+                ports: Ports::only(Port::Lan),
+            };
+            let seed = self.random.number();
+            if self.web.receive(now, segment, way, seed, &mut self.outbox) {
+                return;
+            }
+        }
         match self
             .host
             .receive(now, frame, &self.switch, &mut self.outbox)
@@ -216,6 +255,7 @@ impl Engine {
             self.counters.syns_unanswered += 1;
             self.complain(&complaint);
         }
+        self.serve_pages(now);
         let mut sent = self.emit(POLL_FRAMES, emit);
         let moved_before = self.bytes_moved();
         // The tunnel's events first, always: a stream that the peer has reset must not be read as if it had finished.
@@ -276,6 +316,21 @@ impl Engine {
             let next = flow.turn(now, link, &mut self.outbox);
             self.counters.flows.from_hosts += flow.pump.from_host - from;
             self.counters.flows.to_hosts += flow.pump.to_host - to;
+            let next = match next {
+                Next::Wait(timer) if flow.tcp.wants_buffers() => {
+                    match self.flows.grant(&mut flow) {
+                        Some(buffer) => {
+                            flow.tcp.grow(buffer);
+                            Next::Again
+                        }
+                        None => {
+                            let again = now + BUFFERS_RETRY;
+                            Next::Wait(Some(timer.map_or(again, |timer| timer.min(again))))
+                        }
+                    }
+                }
+                next => next,
+            };
             match next {
                 Next::Again => {
                     self.flows.put_back(slot, flow, None);
@@ -334,6 +389,7 @@ impl Engine {
         [
             self.host.next_wakeup(),
             self.unanswered.next_wakeup(),
+            self.web.next_wakeup(),
             self.flows.next_wakeup(),
             link.and_then(|link| link.tunnel.next_wakeup(now)),
             link.and_then(Link::next_wakeup),
@@ -357,6 +413,7 @@ impl Engine {
     pub fn statistics(&self) -> Statistics {
         let mut statistics = self.counters.clone();
         statistics.flows.open = self.flows.len();
+        statistics.flows.small = self.flows.small();
         statistics.flows.memory = self.flows.memory();
         statistics.drops.no_room = self.outbox.dropped();
         statistics.stations = self.switch.stations();

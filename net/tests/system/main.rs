@@ -4,10 +4,12 @@
 
 mod bridge;
 mod failures;
+mod floods;
 mod host;
 mod hostile;
 mod line;
 mod nonsense;
+mod pages;
 mod transfers;
 mod world;
 

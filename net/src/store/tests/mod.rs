@@ -1,1 +1,1 @@
-//! Crashes and trouble.
+

@@ -122,6 +122,18 @@ fn metrics(hubs: &[Rc<Hub>]) -> String {
             sent.raw_bytes,
         );
         row(
+            "outpost_dedup_coded_blocks_total",
+            "counter",
+            ",effort=\"full\"",
+            sent.coded_blocks - sent.fast_blocks.min(sent.coded_blocks),
+        );
+        row(
+            "outpost_dedup_coded_blocks_total",
+            "counter",
+            ",effort=\"fast\"",
+            sent.fast_blocks,
+        );
+        row(
             "outpost_dedup_wire_bytes_total",
             "counter",
             ",direction=\"sent\"",

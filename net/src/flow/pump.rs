@@ -99,6 +99,7 @@ impl Pump {
         {
             let taken = link.tunnel.write(self.stream, rest);
             if taken == 0 {
+                link.gauge.line_is_full();
                 return false;
             }
             self.taken += taken;
@@ -126,6 +127,10 @@ impl Pump {
                 return true;
             }
             let waiting = host.readable();
+            if waiting >= TURN {
+                link.gauge.host_waits();
+            }
+            link.sender.set_effort(link.gauge.effort());
             let credit = self.encoder.writable(&link.sender);
             self.needs_credit = waiting > 0 && credit == 0;
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);

@@ -46,6 +46,8 @@ pub struct Parts {
     pub matched: usize,
     /// Literals.
     pub literal: usize,
+    /// Whether it was made with less than full effort.
+    pub fast: bool,
 }
 
 /// What all encoders of a sending side share: where short strings were seen lately, and room to work in.
@@ -79,11 +81,11 @@ impl Coder {
             return None;
         }
         // Where most is known, little is left to look at, and looking well is worth it.
-        match effort {
-            Effort::Fast if known <= len / 2 => {
-                fast::parse(&mut self.dense, input, far, &mut self.parsed);
-            }
-            _ => parse::parse(&mut self.dense, input, far, &mut self.parsed),
+        let fast = effort == Effort::Fast && known <= len / 2;
+        if fast {
+            fast::parse(&mut self.dense, input, far, &mut self.parsed);
+        } else {
+            parse::parse(&mut self.dense, input, far, &mut self.parsed);
         }
         let start = out.len();
         let mut changed = tables.clone();
@@ -105,6 +107,7 @@ impl Coder {
             copied,
             matched: len - literal - copied,
             literal,
+            fast,
         })
     }
 }

@@ -18,3 +18,4 @@ pub mod machine;
 pub mod mem;
 pub mod msr;
 pub mod platform;
+pub mod sched;

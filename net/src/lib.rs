@@ -18,6 +18,7 @@ mod outbox;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod switch;
+mod tcp;
 pub mod time;
 pub mod tunnel;
 mod wire;

@@ -251,6 +251,25 @@ impl Segment<'_> {
         quote
     }
 
+    /// Whether this SYN says that its sender scales windows (RFC 7323, 2.2).
+    pub fn scales_window(&self) -> bool {
+        let Ok(ip) = Ipv4Packet::new_checked(self.ip) else {
+            return false;
+        };
+        let Ok(tcp) = TcpPacket::new_checked(ip.payload()) else {
+            return false;
+        };
+        let mut options = tcp.options();
+        while !options.is_empty() {
+            match TcpOption::parse(options) {
+                Ok((_, TcpOption::EndOfList)) | Err(_) => return false,
+                Ok((_, TcpOption::WindowScale(_))) => return true,
+                Ok((rest, _)) => options = rest,
+            }
+        }
+        false
+    }
+
     /// What keeps this SYN from being answered by a proxy, if anything.
     pub fn flaw(&self) -> Option<SynFlaw> {
         let Ok(ip) = Ipv4Packet::new_checked(self.ip) else {

@@ -8,9 +8,9 @@ use core::time::Duration;
 
 use super::link::Link;
 use super::message::{Code, OPENED};
-use super::tcp::{Phase, Tcp, Way};
 use crate::flow::Pump;
 use crate::outbox::Outbox;
+use crate::tcp::{Phase, Tcp, Way};
 use crate::time::Instant;
 use crate::tunnel::StreamId;
 use crate::wire::{FlowKey, Quote};
@@ -21,6 +21,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client may take to answer a SYN-ACK.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(20);
+/// From when on a flow whose handshakes are not over may give way to a new one, if there is no room…
+const OPENING_PATIENCE: Duration = Duration::from_millis(250);
+/// …and one that is open, but has carried nothing.
+const SILENT_PATIENCE: Duration = Duration::from_secs(10);
+
 /// How long the end of a finished stream may take to be decoded (it may have to be fetched again).
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -82,8 +87,6 @@ pub struct Start {
     pub stream: StreamId,
     /// Its first stage.
     pub stage: Stage,
-    /// Bytes of buffers it holds.
-    pub memory: usize,
 }
 
 /// An intercepted connection.
@@ -98,7 +101,11 @@ pub struct Flow {
     pub stream: StreamId,
     /// How far it has come.
     pub stage: Stage,
-    /// Bytes of buffers it holds.
+    /// When the flow was made.
+    pub born: Instant,
+    /// When the present stage began, as far as it matters to [`Flow::gives_way_at`].
+    since: Instant,
+    /// Bytes of memory it holds; kept by the table.
     pub memory: usize,
     /// Branch: the beginning of the client's SYN.
     pub quote: Option<Quote>,
@@ -119,7 +126,6 @@ impl Flow {
             way,
             stream,
             stage,
-            memory,
         } = start;
         let deadline = match stage {
             Stage::Asking => Some(now + ANSWER_TIMEOUT),
@@ -132,7 +138,9 @@ impl Flow {
             way,
             stream,
             stage,
-            memory,
+            born: now,
+            since: now,
+            memory: 0,
             quote: None,
             deadline,
             pump: Pump::new(stream, link),
@@ -150,6 +158,21 @@ impl Flow {
         self.way = way;
         self.stage = Stage::Connecting;
         self.deadline = Some(now + CONNECT_TIMEOUT);
+    }
+
+    /// From when on the flow may give way to a new one; `None`: never.
+    pub fn gives_way_at(&self) -> Option<Instant> {
+        if !self.tcp.is_small() {
+            return None;
+        }
+        let patience = match self.stage {
+            Stage::Resolving { .. } | Stage::Connecting | Stage::Asking | Stage::Accepting => {
+                OPENING_PATIENCE
+            }
+            Stage::Open => SILENT_PATIENCE,
+            Stage::Closing | Stage::Resetting => return None,
+        };
+        Some(self.since + patience)
     }
 
     /// Resets the connection to the host; the stream is gone or not to be used any more.
@@ -176,7 +199,7 @@ impl Flow {
                     Next::End(End::Reset)
                 };
             }
-            Stage::Connecting => match self.connecting(link) {
+            Stage::Connecting => match self.connecting(now, link) {
                 Ok(again) => again,
                 Err(end) => return Next::End(end),
             },
@@ -197,6 +220,7 @@ impl Flow {
                 }
                 if self.tcp.phase() != Phase::Opening {
                     self.stage = Stage::Open;
+                    self.since = now;
                     self.deadline = None;
                 }
                 self.stage == Stage::Open
@@ -243,7 +267,7 @@ impl Flow {
         Some(Next::End(End::NeverOpened(code)))
     }
 
-    fn connecting(&mut self, link: &mut Link) -> Result<bool, End> {
+    fn connecting(&mut self, now: Instant, link: &mut Link) -> Result<bool, End> {
         match self.tcp.phase() {
             Phase::Opening => Ok(false),
             Phase::Closed => {
@@ -253,6 +277,7 @@ impl Flow {
             Phase::Open | Phase::TimeWait => {
                 self.queue(&[OPENED]);
                 self.stage = Stage::Open;
+                self.since = now;
                 self.deadline = None;
                 Ok(true)
             }
@@ -269,6 +294,7 @@ impl Flow {
         if read.len == 1 && answer == [OPENED] {
             self.tcp.accept();
             self.stage = Stage::Accepting;
+            self.since = now;
             self.deadline = Some(now + ACCEPT_TIMEOUT);
             return Ok(true);
         }

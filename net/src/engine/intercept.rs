@@ -9,11 +9,11 @@ use super::flow::{End, Flow, Stage, Start};
 use super::lingering::Linger;
 use super::message::{self, Code};
 use super::policy::Reason;
-use super::table::Slot;
-use super::tcp::{Tcp, Way};
+use super::table::{Full, Slot};
 use super::unanswered::Complaint;
 use crate::management::Resolved;
 use crate::switch::{Port, Ports};
+use crate::tcp::{Tcp, Way};
 use crate::time::Instant;
 use crate::wire::{self, Answer, FlowKey, Frame, Icmp, Mac, Macs, Segment};
 
@@ -127,7 +127,19 @@ impl Engine {
 
     /// Hands a segment to its flow.
     fn give(&mut self, now: Instant, slot: Slot, segment: &Segment<'_>) {
+        let needs_buffers = self
+            .flows
+            .get_mut(slot)
+            .is_some_and(|flow| flow.tcp.needs_buffers_for(segment));
+        if needs_buffers {
+            self.flows.grow(slot);
+        }
         if let Some(flow) = self.flows.get_mut(slot) {
+            if flow.tcp.needs_buffers_for(segment) {
+                // The host will send it again.
+                self.counters.drops.no_buffers += 1;
+                return;
+            }
             let way = flow.way;
             flow.tcp.receive(now, segment, way, &mut self.outbox);
             self.flows.wake(slot);
@@ -176,9 +188,11 @@ impl Engine {
         key: FlowKey,
         segment: &Segment<'_>,
     ) -> Reason {
-        let Some((buffer, memory)) = self.flows.room() else {
-            return Reason::FlowLimit;
-        };
+        match self.make_room(now, &key) {
+            Ok(()) => {}
+            Err(Full::InUse) => return Reason::FlowLimit,
+            Err(Full::SetAside | Full::Client) => return Reason::HalfOpenLimit,
+        }
         let Some(link) = &mut self.link else {
             return Reason::TunnelDown;
         };
@@ -190,14 +204,13 @@ impl Engine {
             ports: Ports::only(port),
         };
         let seed = self.random.number();
-        let tcp = Tcp::answering(now, segment, buffer, seed, way, &mut self.outbox);
+        let tcp = Tcp::answering(now, segment, seed, way, &mut self.outbox);
         let start = Start {
             key,
             tcp,
             way,
             stream,
             stage: Stage::Asking,
-            memory,
         };
         let mut flow = Flow::new(now, start, link);
         flow.quote = Some(segment.quote());
@@ -205,6 +218,40 @@ impl Engine {
         self.counters.flows.total += 1;
         self.flows.insert(flow);
         Reason::Optimised
+    }
+
+    /// Finds room for one more flow. When there is none, the one that has gone longest without carrying anything gives
+    /// way, if it has had its time: so SYNs that nobody follows up keep nobody else out.
+    fn make_room(&mut self, now: Instant, key: &FlowKey) -> Result<(), Full> {
+        loop {
+            let full = match self.flows.admit(*key.client.ip()) {
+                Ok(()) => return Ok(()),
+                Err(Full::Client) => return Err(Full::Client),
+                Err(full) => full,
+            };
+            let slot = self.flows.idlest(now).ok_or(full)?;
+            self.give_way(now, slot);
+        }
+    }
+
+    /// Gives up a flow for another.
+    fn give_way(&mut self, now: Instant, slot: Slot) {
+        self.counters.flows.gave_way += 1;
+        let is_open = self
+            .flows
+            .get_mut(slot)
+            .is_some_and(|flow| matches!(flow.stage, Stage::Accepting | Stage::Open));
+        if is_open {
+            self.abandon(now, slot);
+        } else if let Some(flow) = self.flows.take(slot) {
+            // Nothing is said: whoever meant it sends his SYN again.
+            if let Some(link) = &mut self.link {
+                link.tunnel.reset(flow.stream, Code::Abandoned.into());
+            }
+            self.conclude(now, *flow, End::NeverOpened(Code::Abandoned));
+        } else {
+            self.flows.forget_idlest(slot);
+        }
     }
 
     /// Core: opens a connection that the peer asks for, on the stream that asks.
@@ -226,7 +273,7 @@ impl Engine {
             .host
             .next_hop(*key.server.ip())
             .ok_or(Code::Unreachable)?;
-        let (buffer, memory) = self.flows.room().ok_or(Code::Full)?;
+        self.make_room(now, &key).map_err(|_| Code::Full)?;
         let link = self.link.as_mut().ok_or(Code::NotPermitted)?;
         let way = Way {
             macs: Macs {
@@ -235,14 +282,13 @@ impl Engine {
             },
             ports: Ports::NONE,
         };
-        let tcp = Tcp::connecting(now, &key, buffer, self.random.number());
+        let tcp = Tcp::connecting(now, &key, self.random.number());
         let start = Start {
             key,
             tcp,
             way,
             stream,
             stage: Stage::Resolving { hop },
-            memory,
         };
         let flow = Flow::new(now, start, link);
         self.counters.flows.total += 1;

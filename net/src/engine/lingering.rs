@@ -6,8 +6,8 @@ use core::time::Duration;
 
 use hashbrown::HashMap;
 
-use super::tcp::Way;
 use crate::hash::Keyed;
+use crate::tcp::Way;
 use crate::time::Instant;
 use crate::wire::{Answer, FlowKey, Segment};
 

@@ -10,11 +10,11 @@ mod lingering;
 mod policy;
 mod statistics;
 mod table;
-mod tcp;
 mod unanswered;
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
+use core::time::Duration;
 
 use hashbrown::HashMap;
 use outpost_config::{Config, DEFAULT_PORT, Role};
@@ -45,6 +45,8 @@ const MAX_FRAME: usize = 9216 + wire::ETHERNET_HEADER + 4;
 const POLL_FRAMES: usize = 256;
 /// Payload bytes of flows moved in one [`Engine::poll`], about: encoding and decoding them is most of the work.
 const POLL_BYTES: u64 = 256 * 1024;
+/// When a flow that found no room for its buffers looks again.
+const BUFFERS_RETRY: Duration = Duration::from_millis(50);
 /// Turns of flows between two looks at the tunnel.
 const TURNS: usize = 32;
 
@@ -57,7 +59,8 @@ pub struct EngineParts {
     pub seed: [u8; 32],
     /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes.
     pub store_memory: usize,
-    /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 64 KiB to 544 KiB of it. The tunnel's buffers
+    /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 8 KiB of it until it carries something, then
+    /// 64 KiB to 544 KiB. The tunnel's buffers
     /// take at most half as much again.
     pub flow_memory: usize,
 }
@@ -266,6 +269,21 @@ impl Engine {
             let next = flow.turn(now, link, &mut self.outbox);
             self.counters.flows.from_hosts += flow.pump.from_host - from;
             self.counters.flows.to_hosts += flow.pump.to_host - to;
+            let next = match next {
+                Next::Wait(timer) if flow.tcp.wants_buffers() => {
+                    match self.flows.grant(&mut flow) {
+                        Some(buffer) => {
+                            flow.tcp.grow(buffer);
+                            Next::Again
+                        }
+                        None => {
+                            let again = now + BUFFERS_RETRY;
+                            Next::Wait(Some(timer.map_or(again, |timer| timer.min(again))))
+                        }
+                    }
+                }
+                next => next,
+            };
             match next {
                 Next::Again => {
                     self.flows.put_back(slot, flow, None);
@@ -347,6 +365,7 @@ impl Engine {
     pub fn statistics(&self) -> Statistics {
         let mut statistics = self.counters.clone();
         statistics.flows.open = self.flows.len();
+        statistics.flows.small = self.flows.small();
         statistics.flows.memory = self.flows.memory();
         statistics.drops.no_room = self.outbox.dropped();
         statistics.stations = self.switch.stations();

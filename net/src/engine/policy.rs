@@ -23,6 +23,8 @@ pub enum Reason {
     AlreadyBridged,
     /// There is no memory for one more flow: bridged.
     FlowLimit,
+    /// Too many connections, of this client or in all, have been begun and have carried nothing yet: bridged.
+    HalfOpenLimit,
     /// The tunnel carries no more streams: bridged.
     StreamLimit,
     /// The IPv4 header has options: bridged.
@@ -43,6 +45,7 @@ pub struct ReasonCounts {
     pub tunnel_down: u64,
     pub already_bridged: u64,
     pub flow_limit: u64,
+    pub half_open_limit: u64,
     pub stream_limit: u64,
     pub ip_options: u64,
     pub signed: u64,
@@ -59,6 +62,7 @@ impl ReasonCounts {
             Reason::TunnelDown => &mut self.tunnel_down,
             Reason::AlreadyBridged => &mut self.already_bridged,
             Reason::FlowLimit => &mut self.flow_limit,
+            Reason::HalfOpenLimit => &mut self.half_open_limit,
             Reason::StreamLimit => &mut self.stream_limit,
             Reason::IpOptions => &mut self.ip_options,
             Reason::Signed => &mut self.signed,

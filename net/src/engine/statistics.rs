@@ -89,6 +89,8 @@ pub struct PortCounters {
 pub struct FlowCounters {
     /// Open now, those that are being opened or closed included.
     pub open: usize,
+    /// Those of them that have carried nothing yet, and so have no buffers.
+    pub small: usize,
     /// Bytes of memory that they hold.
     pub memory: usize,
     /// All so far.
@@ -101,6 +103,9 @@ pub struct FlowCounters {
     pub unreachable: u64,
     /// Never opened for another reason: the client gave up, the tunnel went down, the core had no room.
     pub abandoned: u64,
+    /// Given up before they carried anything, because a new one found no room. Also counted as abandoned if they were
+    /// not open yet.
+    pub gave_way: u64,
     /// Reset by the host on this side.
     pub reset_by_host: u64,
     /// Reset from the other side, its host included.
@@ -148,6 +153,8 @@ pub struct Drops {
     pub unknown_to_host: u64,
     /// Segments of a connection that is over.
     pub late: u64,
+    /// Segments of flows that found no room for their buffers. Their hosts send them again.
+    pub no_buffers: u64,
     /// Frames that found too many others waiting.
     pub no_room: u64,
     /// Tunnel datagrams without a way to the peer (no route, no ARP answer).

@@ -4,8 +4,10 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
 use super::flow::Flow;
 use crate::hash::Keyed;
@@ -22,6 +24,8 @@ struct Place {
     flow: Option<Box<Flow>>,
     queued: bool,
     timer: Option<Instant>,
+    /// When the flow may give way to another.
+    gives_way: Option<Instant>,
 }
 
 /// The flows of a box.
@@ -32,6 +36,12 @@ pub struct FlowTable {
     by_stream: HashMap<StreamId, Slot, Keyed>,
     ready: VecDeque<Slot>,
     timers: BTreeSet<(Instant, Slot)>,
+    /// Flows without buffers, by when they may give way to another.
+    giving_way: BTreeSet<(Instant, Slot)>,
+    /// How many flows have no buffers.
+    small: usize,
+    /// How many of them each client has.
+    small_of: HashMap<Ipv4Addr, u32, Keyed>,
     memory: usize,
     memory_limit: usize,
 }
@@ -41,6 +51,28 @@ pub struct FlowTable {
 const BUFFERS: [(usize, usize); 3] = [(50, 256 * 1024), (80, 64 * 1024), (100, 16 * 1024)];
 /// What a flow takes beside its buffers, in bytes: sockets, and coders while they are not in the middle of a large block.
 const OVERHEAD: usize = 32 * 1024;
+/// What a flow takes before it has its buffers, in bytes.
+const SMALL: usize = 8 * 1024;
+/// The buffers that every flow can have, in bytes.
+const LEAST_BUFFER: usize = 16 * 1024;
+/// The least that a flow takes when it has its buffers, in bytes.
+const LEAST: usize = 2 * LEAST_BUFFER + OVERHEAD;
+
+/// One client may have one in so many of the flows without buffers that there is room for…
+const CLIENT_SHARE: usize = 8;
+/// …but always so many.
+const CLIENT_LEAST: usize = 32;
+
+/// Why there is no room for one more flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The memory is in use.
+    InUse,
+    /// The memory is used by or set aside for flows that have carried nothing yet.
+    SetAside,
+    /// The client has its share of flows that have carried nothing yet.
+    Client,
+}
 
 impl FlowTable {
     /// A table whose flows hold at most `memory_limit` bytes together.
@@ -52,31 +84,116 @@ impl FlowTable {
             by_stream: HashMap::with_hasher(hash.clone()),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
+            giving_way: BTreeSet::new(),
+            small: 0,
+            small_of: HashMap::with_hasher(hash.clone()),
             memory: 0,
             memory_limit,
         }
     }
 
-    /// Buffer size for one more flow and what it takes in all; `None`: there is no room.
-    pub fn room(&self) -> Option<(usize, usize)> {
-        BUFFERS.iter().find_map(|&(percent, buffer)| {
-            let cost = 2 * buffer + OVERHEAD;
-            (self.memory + cost <= self.memory_limit / 100 * percent).then_some((buffer, cost))
-        })
+    /// Whether one more flow of `client`, without buffers at first, finds room. So that such flows get their buffers when
+    /// they need them, the least that they take is set aside for each, up to a quarter of the memory.
+    ///
+    /// # Errors
+    /// There is no room, and why.
+    pub fn admit(&self, client: Ipv4Addr) -> Result<(), Full> {
+        let quarter = self.memory_limit / 4;
+        let most = (self.memory_limit - quarter) / SMALL / CLIENT_SHARE;
+        let of_client = self.small_of.get(&client).copied().unwrap_or(0);
+        if of_client as usize >= most.max(CLIENT_LEAST) {
+            return Err(Full::Client);
+        }
+        let set_aside = (self.small * (LEAST - SMALL)).min(quarter);
+        if self.memory + set_aside + LEAST <= self.memory_limit {
+            Ok(())
+        } else if self.memory - self.small * SMALL + LEAST <= self.memory_limit {
+            Err(Full::SetAside)
+        } else {
+            Err(Full::InUse)
+        }
     }
 
-    /// Adds a flow, ready for its first turn. Its 4-tuple and stream are not in the table.
-    pub fn insert(&mut self, flow: Flow) -> Slot {
+    /// Accounts for the buffers of a flow that has none, and gives their size in bytes; `None`: it has to wait for them.
+    pub fn grant(&mut self, flow: &mut Flow) -> Option<usize> {
+        let others = self.small.saturating_sub(1) * (LEAST - SMALL);
+        let set_aside = others.min(self.memory_limit / 4);
+        let base = self.memory.saturating_sub(flow.memory);
+        let (buffer, cost) = BUFFERS
+            .iter()
+            .map(|&(percent, buffer)| (percent, buffer, 2 * buffer + OVERHEAD))
+            .find(|&(percent, _, cost)| {
+                base + set_aside + cost <= self.memory_limit / 100 * percent
+            })
+            .map_or((LEAST_BUFFER, LEAST), |(_, buffer, cost)| (buffer, cost));
+        if base + cost > self.memory_limit {
+            return None;
+        }
+        self.memory = base + cost;
+        self.forget_small(flow);
+        flow.memory = cost;
+        Some(buffer)
+    }
+
+    /// A flow is gone or gets its buffers.
+    fn forget_small(&mut self, flow: &Flow) {
+        if flow.memory != SMALL {
+            return;
+        }
+        self.small = self.small.saturating_sub(1);
+        if let Entry::Occupied(mut of_client) = self.small_of.entry(*flow.key.client.ip()) {
+            *of_client.get_mut() -= 1;
+            if *of_client.get() == 0 {
+                of_client.remove();
+            }
+        }
+    }
+
+    /// Gives a flow in the table its buffers, if there is room.
+    pub fn grow(&mut self, slot: Slot) {
+        let place = self.places.get_mut(slot as usize);
+        if let Some(mut flow) = place.and_then(|place| place.flow.take()) {
+            if flow.tcp.is_small()
+                && let Some(buffer) = self.grant(&mut flow)
+            {
+                flow.tcp.grow(buffer);
+            }
+            let gives_way = flow.gives_way_at();
+            if let Some(place) = self.places.get_mut(slot as usize) {
+                place.flow = Some(flow);
+            }
+            self.set_giving_way(slot, gives_way);
+        }
+    }
+
+    /// The flow that has gone longest without carrying anything, if it has had its time.
+    pub fn idlest(&self, now: Instant) -> Option<Slot> {
+        let &(at, slot) = self.giving_way.first()?;
+        (at <= now).then_some(slot)
+    }
+
+    /// A flow is not to give way after all.
+    pub fn forget_idlest(&mut self, slot: Slot) {
+        self.set_giving_way(slot, None);
+    }
+
+    /// Adds a flow without buffers, ready for its first turn. Its 4-tuple and stream are not in the table.
+    pub fn insert(&mut self, mut flow: Flow) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             (self.places.len() - 1) as Slot
         });
-        self.memory += flow.memory;
+        flow.memory = SMALL;
+        self.memory += SMALL;
+        self.small += 1;
+        *self.small_of.entry(*flow.key.client.ip()).or_default() += 1;
+        let gives_way = flow.gives_way_at();
         self.by_key.insert(flow.key, slot);
         self.by_stream.insert(flow.stream, slot);
         if let Some(place) = self.places.get_mut(slot as usize) {
             place.flow = Some(Box::new(flow));
         }
+        self.set_giving_way(slot, gives_way);
         self.wake(slot);
         slot
     }
@@ -158,6 +275,7 @@ impl FlowTable {
 
     /// Puts a flow back after its turn, and sets its timer.
     pub fn put_back(&mut self, slot: Slot, flow: Box<Flow>, timer: Option<Instant>) {
+        self.set_giving_way(slot, flow.gives_way_at());
         if let Some(place) = self.places.get_mut(slot as usize) {
             place.flow = Some(flow);
         }
@@ -178,9 +296,24 @@ impl FlowTable {
         }
     }
 
+    fn set_giving_way(&mut self, slot: Slot, at: Option<Instant>) {
+        if let Some(place) = self.places.get_mut(slot as usize)
+            && place.gives_way != at
+        {
+            if let Some(at) = place.gives_way.take() {
+                self.giving_way.remove(&(at, slot));
+            }
+            if let Some(at) = at {
+                self.giving_way.insert((at, slot));
+            }
+            place.gives_way = at;
+        }
+    }
+
     /// Forgets a flow that [`FlowTable::take_ready`] gave or that is in the table.
     pub fn remove(&mut self, slot: Slot, flow: &Flow) {
         self.set_timer(slot, None);
+        self.set_giving_way(slot, None);
         // Another flow may have the 4-tuple or (over a new tunnel) the stream by now.
         if self.by_key(&flow.key) == Some(slot) {
             self.by_key.remove(&flow.key);
@@ -189,6 +322,7 @@ impl FlowTable {
             self.by_stream.remove(&flow.stream);
         }
         self.memory -= flow.memory.min(self.memory);
+        self.forget_small(flow);
         // A slot that is still queued is used again only after it has left the queue, else the next flow would seem
         // to be queued already: it is, and simply has its turn.
         if let Some(place) = self.places.get_mut(slot as usize) {
@@ -226,5 +360,10 @@ impl FlowTable {
     /// Bytes that the flows hold.
     pub fn memory(&self) -> usize {
         self.memory
+    }
+
+    /// How many flows have carried nothing yet, and so have no buffers.
+    pub fn small(&self) -> usize {
+        self.small
     }
 }

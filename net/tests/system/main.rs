@@ -4,6 +4,7 @@
 
 mod bridge;
 mod failures;
+mod floods;
 mod host;
 mod hostile;
 mod line;

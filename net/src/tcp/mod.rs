@@ -2,12 +2,18 @@
 //!
 //! A smoltcp socket set costs time for each socket in it, so each connection has its own and is polled only when it has
 //! work. IP packets go in without their Ethernet header and come out with one.
+//!
+//! A connection begins without buffers worth the name, and gets them by [`Tcp::grow`] when the first byte, or anything
+//! else after the handshake, is on its way. smoltcp cannot give a socket other buffers, so it is made again: with the
+//! same random numbers, the handshake, played again, gives the same socket.
+
+mod device;
 
 use alloc::vec;
+use alloc::vec::Vec;
 use core::net::SocketAddrV4;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as SmolDuration, Instant as SmolInstant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
@@ -16,7 +22,9 @@ use crate::flow::{Host, Incoming};
 use crate::outbox::Outbox;
 use crate::switch::Ports;
 use crate::time::Instant;
-use crate::wire::{self, FlowKey, Macs, Segment};
+use crate::wire::{FlowKey, Mac, Macs, Segment};
+
+use device::{Announce, FlowDevice, Sent};
 
 /// With nothing to say for so long, the host is asked whether it is still there…
 const KEEP_ALIVE: SmolDuration = SmolDuration::from_secs(75);
@@ -24,6 +32,8 @@ const KEEP_ALIVE: SmolDuration = SmolDuration::from_secs(75);
 const GIVE_UP: SmolDuration = SmolDuration::from_secs(300);
 /// The window in a SYN is never scaled (RFC 7323, 2.2), so it cannot exceed this.
 const UNSCALED_WINDOW: usize = 65_535;
+/// Buffers of a connection over which nothing has gone yet, each way, in bytes.
+const NO_BUFFER: usize = 256;
 
 /// Where a connection's frames go.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +42,17 @@ pub struct Way {
     pub macs: Macs,
     /// Ports that they leave from.
     pub ports: Ports,
+}
+
+impl Way {
+    /// Frames that go nowhere.
+    const NOWHERE: Way = Way {
+        macs: Macs {
+            source: Mac([0; 6]),
+            destination: Mac([0; 6]),
+        },
+        ports: Ports::NONE,
+    };
 }
 
 /// What a connection is doing.
@@ -47,13 +68,44 @@ pub enum Phase {
     Closed,
 }
 
+/// Who opened a connection.
+#[derive(Clone, Copy, Debug)]
+enum Opener {
+    /// The host, to this address.
+    Host(SocketAddrV4),
+    /// This side.
+    Us(FlowKey),
+}
+
+/// What it takes to make a socket again over which nothing has gone but a handshake.
+struct Birth {
+    opener: Opener,
+    seed: u64,
+    /// When our SYN last left.
+    syn_left: Instant,
+    /// The packets of the handshake that moved it on: at most two.
+    heard: Vec<(Instant, Vec<u8>)>,
+}
+
 /// A TCP connection towards a host.
 pub struct Tcp {
     interface: Interface,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    /// Bytes of the buffers each way.
+    buffer: usize,
+    /// While the connection has no buffers.
+    birth: Option<Birth>,
+    /// Something waits for the buffers.
+    wants_buffers: bool,
+    /// The way to the host is to be closed as soon as there are buffers for what it may still send.
+    finish_wanted: bool,
     /// First sequence number of the host, once its SYN has come.
     host_isn: Option<u32>,
+    /// Our first sequence number, once our SYN has left.
+    own_isn: Option<u32>,
+    /// Whether the host scales windows.
+    scales: bool,
     /// Whether a segment with a scaled window has left. Until then smoltcp overestimates what it has offered.
     window_told: bool,
     /// Whether the SYN-ACK is withheld.
@@ -71,6 +123,10 @@ impl Tcp {
             ingress: None,
             outbox: &mut nothing,
             way: None,
+            announce: Announce {
+                shift: None,
+                promise: true,
+            },
             sent: Sent::default(),
         };
         let mut interface = Interface::new(config, &mut device, smol(now));
@@ -91,7 +147,13 @@ impl Tcp {
             interface,
             sockets,
             handle,
+            buffer,
+            birth: None,
+            wants_buffers: false,
+            finish_wanted: false,
             host_isn: None,
+            own_isn: None,
+            scales: false,
             window_told: false,
             withheld: false,
             host_closed: false,
@@ -102,36 +164,124 @@ impl Tcp {
     pub fn answering(
         now: Instant,
         syn: &Segment<'_>,
-        buffer: usize,
         seed: u64,
         way: Way,
         outbox: &mut Outbox,
     ) -> Tcp {
-        let mut tcp = Tcp::new(now, buffer, seed);
+        let mut tcp = Tcp::new(now, NO_BUFFER, seed);
         tcp.withheld = true;
-        let socket = tcp.socket();
-        socket.pause_synack(true);
-        let endpoint = IpListenEndpoint {
-            addr: Some(IpAddress::Ipv4(*syn.destination.ip())),
-            port: syn.destination.port(),
-        };
-        if socket.listen(endpoint).is_ok() {
-            tcp.receive(now, syn, way, outbox);
-        }
+        tcp.socket().pause_synack(true);
+        tcp.listen(syn.destination);
+        tcp.birth = Some(Birth {
+            opener: Opener::Host(syn.destination),
+            seed,
+            syn_left: now,
+            heard: vec![(now, syn.ip.to_vec())],
+        });
+        tcp.receive(now, syn, way, outbox);
         tcp
     }
 
     /// The client's end of a connection that is opened from the client's own address.
-    pub fn connecting(now: Instant, key: &FlowKey, buffer: usize, seed: u64) -> Tcp {
-        let mut tcp = Tcp::new(now, buffer, seed);
+    pub fn connecting(now: Instant, key: &FlowKey, seed: u64) -> Tcp {
+        let mut tcp = Tcp::new(now, NO_BUFFER, seed);
+        tcp.connect(key);
+        tcp.birth = Some(Birth {
+            opener: Opener::Us(*key),
+            seed,
+            syn_left: now,
+            heard: vec![],
+        });
+        tcp
+    }
+
+    fn listen(&mut self, address: SocketAddrV4) {
+        let endpoint = IpListenEndpoint {
+            addr: Some(IpAddress::Ipv4(*address.ip())),
+            port: address.port(),
+        };
+        if let Err(error) = self.socket().listen(endpoint) {
+            log::debug!("{address}: {error}");
+        }
+    }
+
+    fn connect(&mut self, key: &FlowKey) {
         let (local, remote) = (endpoint(key.client), endpoint(key.server));
-        let context = tcp.interface.context();
-        let socket: &mut Socket<'_> = tcp.sockets.get_mut(tcp.handle);
+        let context = self.interface.context();
+        let socket: &mut Socket<'_> = self.sockets.get_mut(self.handle);
         // An address that cannot be connected to leaves the socket closed, which the flow takes for a refusal.
         if let Err(error) = socket.connect(context, remote, local) {
             log::debug!("{key:?}: {error}");
         }
-        tcp
+    }
+
+    /// Whether the connection has no buffers yet.
+    pub fn is_small(&self) -> bool {
+        self.birth.is_some()
+    }
+
+    /// Whether the connection must have its buffers before it takes this segment.
+    pub fn needs_buffers_for(&self, segment: &Segment<'_>) -> bool {
+        if !self.is_small() || segment.rst {
+            return false;
+        }
+        // What ends the handshake may carry the first bytes, or the last.
+        let ends_handshake = self
+            .own_isn
+            .is_some_and(|isn| segment.acknowledgement == Some(isn.wrapping_add(1)));
+        match self.phase() {
+            Phase::Opening => ends_handshake && (segment.payload_len > 0 || segment.fin),
+            Phase::Open => true,
+            Phase::TimeWait | Phase::Closed => false,
+        }
+    }
+
+    /// Whether something waits for the connection's buffers.
+    pub fn wants_buffers(&self) -> bool {
+        self.wants_buffers && self.is_small()
+    }
+
+    /// Gives the connection buffers of so many bytes each way: at least 16 KiB and at most 256 KiB.
+    pub fn grow(&mut self, buffer: usize) {
+        let Some(birth) = self.birth.take() else {
+            return;
+        };
+        self.wants_buffers = false;
+        let mut nowhere = Outbox::default();
+        let mut tcp = Tcp::new(birth.syn_left, buffer, birth.seed);
+        tcp.scales = self.scales;
+        match birth.opener {
+            Opener::Host(address) => tcp.listen(address),
+            Opener::Us(key) => {
+                tcp.connect(&key);
+                tcp.poll(birth.syn_left, Way::NOWHERE, &mut nowhere);
+            }
+        }
+        for (index, (at, packet)) in birth.heard.iter().enumerate() {
+            tcp.feed(*at, packet, Way::NOWHERE, &mut nowhere);
+            let answers_syn = index == 0 && matches!(birth.opener, Opener::Host(_));
+            let at = if answers_syn { birth.syn_left } else { *at };
+            if !(answers_syn && self.withheld) {
+                tcp.poll(at, Way::NOWHERE, &mut nowhere);
+            }
+        }
+        tcp.host_isn = self.host_isn;
+        tcp.own_isn = self.own_isn;
+        tcp.withheld = self.withheld;
+        if self.withheld {
+            tcp.socket().pause_synack(true);
+        }
+        if self.finish_wanted {
+            tcp.socket().close();
+        }
+        *self = tcp;
+    }
+
+    fn announce(&self) -> Announce {
+        Announce {
+            shift: self.scales.then(|| Announce::shift_of(self.buffer)),
+            promise: self.is_small(),
+        }
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {
@@ -147,22 +297,44 @@ impl Tcp {
         if !self.is_expected(segment) {
             return;
         }
-        let sent = {
-            let mut device = FlowDevice {
-                ingress: Some(segment.ip),
-                outbox,
-                way: Some(way),
-                sent: Sent::default(),
-            };
-            self.interface
-                .poll_ingress_single(smol(now), &mut device, &mut self.sockets);
-            device.sent
+        let before = self.phase();
+        self.feed(now, segment.ip, way, outbox);
+        let is_open = self.phase() == Phase::Open;
+        if let Some(birth) = &mut self.birth
+            && before == Phase::Opening
+            && is_open
+        {
+            birth.heard.push((now, segment.ip.to_vec()));
+        }
+    }
+
+    fn feed(&mut self, now: Instant, packet: &[u8], way: Way, outbox: &mut Outbox) {
+        let mut device = FlowDevice {
+            ingress: Some(packet),
+            outbox,
+            way: Some(way),
+            announce: self.announce(),
+            sent: Sent::default(),
         };
-        self.window_told |= sent.past_syn;
+        self.interface
+            .poll_ingress_single(smol(now), &mut device, &mut self.sockets);
+        let sent = device.sent;
+        self.note(now, sent);
         self.host_closed |= matches!(
             self.socket_ref().state(),
             State::CloseWait | State::Closing | State::LastAck | State::TimeWait
         );
+    }
+
+    /// Notes what has left.
+    fn note(&mut self, now: Instant, sent: Sent) {
+        self.window_told |= sent.past_syn;
+        if let Some(isn) = sent.syn {
+            self.own_isn = Some(isn);
+            if let Some(birth) = &mut self.birth {
+                birth.syn_left = now;
+            }
+        }
     }
 
     /// Notes the host's first sequence number, and holds back what no honest host sends before it has seen our scaled
@@ -174,6 +346,7 @@ impl Tcp {
         if segment.syn {
             if self.host_isn.is_none() || self.socket_ref().state() == State::SynSent {
                 self.host_isn = Some(segment.sequence);
+                self.scales = segment.scales_window();
             }
             return true;
         }
@@ -187,18 +360,17 @@ impl Tcp {
 
     /// Sends what there is to send. Gives when to poll again if nothing happens before.
     pub fn poll(&mut self, now: Instant, way: Way, outbox: &mut Outbox) -> Option<Instant> {
-        let sent = {
-            let mut device = FlowDevice {
-                ingress: None,
-                outbox,
-                way: Some(way),
-                sent: Sent::default(),
-            };
-            self.interface
-                .poll(smol(now), &mut device, &mut self.sockets);
-            device.sent
+        let mut device = FlowDevice {
+            ingress: None,
+            outbox,
+            way: Some(way),
+            announce: self.announce(),
+            sent: Sent::default(),
         };
-        self.window_told |= sent.past_syn;
+        self.interface
+            .poll(smol(now), &mut device, &mut self.sockets);
+        let sent = device.sent;
+        self.note(now, sent);
         if self.withheld && self.phase() == Phase::Opening {
             // smoltcp would have us poll all the time.
             return None;
@@ -253,6 +425,7 @@ impl Tcp {
 
     /// Resets the connection.
     pub fn abort(&mut self) {
+        self.birth = None;
         self.socket().abort();
     }
 }
@@ -275,11 +448,20 @@ impl Host for Tcp {
     }
 
     fn write(&mut self, bytes: &[u8]) -> usize {
+        if self.is_small() {
+            self.wants_buffers |= !bytes.is_empty();
+            return 0;
+        }
         self.socket().send_slice(bytes).unwrap_or(0)
     }
 
     fn finish(&mut self) {
-        self.socket().close();
+        if self.is_small() {
+            self.wants_buffers = true;
+            self.finish_wanted = true;
+        } else {
+            self.socket().close();
+        }
     }
 }
 
@@ -289,89 +471,4 @@ fn smol(now: Instant) -> SmolInstant {
 
 fn endpoint(address: SocketAddrV4) -> IpEndpoint {
     IpEndpoint::new(IpAddress::Ipv4(*address.ip()), address.port())
-}
-
-/// What a poll sent.
-#[derive(Clone, Copy, Default)]
-struct Sent {
-    /// A segment that was no SYN.
-    past_syn: bool,
-}
-
-/// smoltcp's view of the wire: at most one packet in, frames out to the outbox.
-struct FlowDevice<'a> {
-    ingress: Option<&'a [u8]>,
-    outbox: &'a mut Outbox,
-    way: Option<Way>,
-    sent: Sent,
-}
-
-struct Ingress<'a>(&'a [u8]);
-
-struct Egress<'a> {
-    outbox: &'a mut Outbox,
-    way: Way,
-    sent: &'a mut Sent,
-}
-
-impl RxToken for Ingress<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-impl TxToken for Egress<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        const FLAGS: usize = wire::ETHERNET_HEADER + wire::IPV4_HEADER + 13;
-        const SYN: u8 = 0x02;
-        let way = self.way;
-        let sent = self.sent;
-        self.outbox
-            .push(way.ports, wire::ETHERNET_HEADER + len, |frame| {
-                wire::write_ipv4_ethernet(frame, way.macs);
-                let result = f(&mut frame[wire::ETHERNET_HEADER..]);
-                sent.past_syn |= frame.get(FLAGS).is_some_and(|flags| flags & SYN == 0);
-                result
-            })
-    }
-}
-
-impl Device for FlowDevice<'_> {
-    type RxToken<'t>
-        = Ingress<'t>
-    where
-        Self: 't;
-    type TxToken<'t>
-        = Egress<'t>
-    where
-        Self: 't;
-
-    fn receive(&mut self, _: SmolInstant) -> Option<(Ingress<'_>, Egress<'_>)> {
-        let way = self.way?;
-        let packet = self.ingress.take()?;
-        Some((
-            Ingress(packet),
-            Egress {
-                outbox: self.outbox,
-                way,
-                sent: &mut self.sent,
-            },
-        ))
-    }
-
-    fn transmit(&mut self, _: SmolInstant) -> Option<Egress<'_>> {
-        let way = self.way?;
-        self.outbox.has_room_for_flows().then_some(Egress {
-            outbox: self.outbox,
-            way,
-            sent: &mut self.sent,
-        })
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = wire::IP_MTU;
-        capabilities
-    }
 }

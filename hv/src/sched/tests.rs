@@ -1,0 +1,263 @@
+//! The policies against simulated work: weights, starvation, gangs, latency.
+
+use super::sim::{Simulation, Work};
+use super::*;
+use alloc::vec::Vec;
+use proptest::prelude::*;
+
+const SECOND: u64 = 1_000_000_000;
+const POLICIES: [Policy; 4] = [Policy::Fair, Policy::Balance, Policy::Gang, Policy::Placed];
+
+fn nice(value: i8) -> Nice {
+    Nice::new(value).unwrap()
+}
+
+fn simulation(policy: Policy, cpus: usize) -> Simulation {
+    Simulation::new(policy, Tuning::default(), cpus, 0x5EED)
+}
+
+/// Guest and services on each CPU, both wanting everything: their CPU times.
+fn shares(policy: Policy, cpus: usize, guest: Nice, services: Nice, piece_ns: u64) -> (u64, u64) {
+    let mut box_ = simulation(policy, cpus);
+    let mut ids = (Vec::new(), Vec::new());
+    for cpu in 0..cpus {
+        ids.0
+            .push(box_.add(Kind::Vcpu, guest, CpuSet::only(cpu), Work::Burn));
+        let work = Work::BurnInPieces { piece_ns };
+        ids.1
+            .push(box_.add(Kind::Service, services, CpuSet::only(cpu), work));
+    }
+    box_.run(5 * SECOND);
+    let mut sum = |ids: &[TaskId]| ids.iter().map(|id| box_.outcome(*id).times.run_ns).sum();
+    (sum(&ids.0), sum(&ids.1))
+}
+
+#[test]
+fn cpu_time_follows_the_weights() {
+    for policy in POLICIES {
+        for (guest, services) in [(0, 0), (0, 5), (-5, 10), (10, -5), (-20, 19)] {
+            let (guest, services) = (nice(guest), nice(services));
+            let (ours, theirs) = shares(policy, 2, guest, services, 20_000);
+            let share = ours as f64 / (ours + theirs) as f64;
+            let due = f64::from(guest.weight()) / f64::from(guest.weight() + services.weight());
+            assert!(
+                (share - due).abs() < 0.02 * due.max(0.1),
+                "{policy:?} {guest:?} {services:?}: {share} is not {due}"
+            );
+        }
+    }
+}
+
+/// Two vCPUs with one lock between them, and a service that wants all it can get.
+fn lock_holders(policy: Policy) -> (Simulation, [TaskId; 2], TaskId) {
+    let mut box_ = simulation(policy, 2);
+    let work = Work::Lock {
+        mean_outside_ns: 20_000,
+        mean_inside_ns: 10_000,
+    };
+    let all = CpuSet::below(2);
+    let vcpus = [(); 2].map(|()| box_.add(Kind::Vcpu, nice(0), all, work));
+    let service = box_.add(
+        Kind::Service,
+        nice(0),
+        CpuSet::only(0),
+        Work::BurnInPieces { piece_ns: 50_000 },
+    );
+    box_.run(5 * SECOND);
+    (box_, vcpus, service)
+}
+
+fn in_vain(policy: Policy) -> f64 {
+    let (mut box_, vcpus, _) = lock_holders(policy);
+    let outcomes = vcpus.map(|id| box_.outcome(id));
+    let ran: u64 = outcomes.iter().map(|it| it.times.run_ns).sum();
+    let spun: u64 = outcomes.iter().map(|it| it.spun_in_vain_ns).sum();
+    spun as f64 / ran as f64
+}
+
+#[test]
+fn a_gang_hardly_spins_for_a_lock_whose_holder_does_not_run() {
+    let (gang, balance) = (in_vain(Policy::Gang), in_vain(Policy::Balance));
+    assert!(gang < 0.05, "{gang}");
+    assert!(balance > 2.0 * gang, "{balance} {gang}");
+}
+
+#[test]
+fn a_gang_says_what_it_costs() {
+    let (mut box_, vcpus, service) = lock_holders(Policy::Gang);
+    let gang = box_.gang();
+    assert!(gang.slots > 300, "{gang:?}");
+    assert!(gang.idle_lost_ns > SECOND, "{gang:?}");
+    assert!(gang.longest_skew_ns < 200_000, "{gang:?}");
+    // The service has its half of its CPU all the same.
+    let half = box_.outcome(service).times.run_ns as f64 / (5 * SECOND) as f64;
+    assert!((half - 0.5).abs() < 0.02, "{half}");
+    let [first, second] = vcpus.map(|id| box_.outcome(id).times.run_ns);
+    assert!(first.abs_diff(second) < SECOND / 50, "{first} {second}");
+}
+
+#[test]
+fn a_gang_without_rivals_never_waits() {
+    let mut box_ = simulation(Policy::Gang, 2);
+    let vcpus = [(); 2].map(|()| {
+        box_.add(
+            Kind::Vcpu,
+            nice(0),
+            CpuSet::below(2),
+            Work::Barrier { mean_ns: 100_000 },
+        )
+    });
+    box_.run(SECOND);
+    for id in vcpus {
+        assert!(box_.outcome(id).times.run_ns > SECOND - 100_000);
+    }
+    assert_eq!(box_.gang().idle_lost_ns, 0);
+}
+
+#[test]
+fn more_vcpus_than_cpus_fall_back_to_balance() {
+    let mut box_ = simulation(Policy::Gang, 2);
+    let vcpus: Vec<_> = (0..3)
+        .map(|_| box_.add(Kind::Vcpu, nice(0), CpuSet::below(2), Work::Burn))
+        .collect();
+    box_.run(SECOND);
+    for id in vcpus {
+        assert!(box_.outcome(id).times.run_ns > SECOND / 4);
+    }
+    assert!(box_.gang().fallbacks > 0);
+}
+
+#[test]
+fn packets_do_not_wait_for_a_guest_that_burns_every_cpu() {
+    let latency = |policy, vcpus: usize| {
+        let mut box_ = simulation(policy, 2);
+        let work = Work::Packets {
+            mean_apart_ns: 200_000,
+            cost_ns: 15_000,
+        };
+        let stack = box_.add(Kind::Service, nice(0), CpuSet::only(0), work);
+        for _ in 0..vcpus {
+            box_.add(Kind::Vcpu, nice(0), CpuSet::below(2), Work::Burn);
+        }
+        box_.run(10 * SECOND);
+        box_.outcome(stack).percentile_ns(99)
+    };
+    for policy in POLICIES {
+        let (idle, busy) = (latency(policy, 0), latency(policy, 2));
+        assert!(
+            busy < idle + 2_000_000,
+            "{policy:?}: {busy} ns, and {idle} on an idle box"
+        );
+    }
+}
+
+#[test]
+fn a_task_that_joins_one_without_a_timer_gets_its_turn() {
+    let mut scheduler = Scheduler::new(Policy::Fair, Tuning::default(), 1);
+    let one = CpuSet::only(0);
+    let first = scheduler.add(Kind::Vcpu, nice(0), one);
+    let second = scheduler.add(Kind::Vcpu, nice(0), one);
+    scheduler.wake(0, first);
+    assert_eq!(scheduler.schedule(0, 0).until, None);
+    // It has had no less than the other, so it takes nothing away at once; but the other's time must have an end now.
+    assert_eq!(scheduler.wake(1, second), one);
+    assert!(scheduler.schedule(1, 0).until.is_some());
+}
+
+#[test]
+fn what_sleeps_costs_nothing_and_needs_no_timer() {
+    for policy in POLICIES {
+        let mut scheduler = Scheduler::new(policy, Tuning::default(), 2);
+        let id = scheduler.add(Kind::Vcpu, nice(0), CpuSet::below(2));
+        assert_eq!(scheduler.schedule(0, 0), Decision::default());
+        let kick = scheduler.wake(10, id);
+        let cpu = kick.iter().next().unwrap();
+        // Alone on its CPU it needs no timer either.
+        assert_eq!(
+            scheduler.schedule(10, cpu),
+            Decision {
+                run: Some(id),
+                until: None,
+                kick: CpuSet::default()
+            }
+        );
+        scheduler.block(20, cpu);
+        assert_eq!(scheduler.schedule(20, cpu), Decision::default());
+        assert_eq!(scheduler.statistics(id, 1_000).run_ns, 10);
+    }
+}
+
+fn any_work() -> impl Strategy<Value = Work> {
+    let ns = 20_000u64..3_000_000;
+    prop_oneof![
+        Just(Work::Burn),
+        (ns.clone(), ns.clone()).prop_map(|(outside, inside)| Work::Lock {
+            mean_outside_ns: outside,
+            mean_inside_ns: inside
+        }),
+        ns.clone().prop_map(|mean_ns| Work::Barrier { mean_ns }),
+        (ns.clone(), 1_000u64..100_000).prop_map(|(apart, cost_ns)| Work::Packets {
+            mean_apart_ns: apart,
+            cost_ns
+        }),
+    ]
+}
+
+fn any_service() -> impl Strategy<Value = Work> {
+    prop_oneof![
+        (20_000u64..300_000).prop_map(|piece_ns| Work::BurnInPieces { piece_ns }),
+        (20_000u64..3_000_000, 1_000u64..100_000).prop_map(|(apart, cost_ns)| Work::Packets {
+            mean_apart_ns: apart,
+            cost_ns
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever runs beside it, under every policy: nobody starves, and no CPU has nothing to do for long while somebody waits
+    /// for good, which a gang that waits for itself would look like.
+    #[test]
+    fn nobody_starves(
+        policy in prop::sample::select(POLICIES.to_vec()),
+        cpus in 1usize..6,
+        vcpus in prop::collection::vec((any_work(), any::<u64>()), 1..8),
+        services in prop::collection::vec((any_service(), any::<u64>(), -5i8..6), 0..5),
+        guest_nice in -5i8..6,
+        seed in 1u64..,
+    ) {
+        let mut box_ = Simulation::new(policy, Tuning::default(), cpus, seed);
+        let mut ids = Vec::new();
+        for (work, allowed) in vcpus {
+            ids.push(box_.add(Kind::Vcpu, nice(guest_nice), CpuSet(allowed), work));
+        }
+        for (work, allowed, service_nice) in services {
+            ids.push(box_.add(Kind::Service, nice(service_nice), CpuSet(allowed), work));
+        }
+        box_.run(2 * SECOND);
+        for id in ids {
+            let outcome = box_.outcome(id);
+            let waited = outcome.times.longest_wait_ns;
+            prop_assert!(waited < SECOND, "{:?} waited {} ns", id, waited);
+            let idle = outcome.times.wakes > 0 && outcome.times.run_ns == 0 && outcome.times.wait_ns > SECOND;
+            prop_assert!(!idle, "{:?} never ran: {:?}", id, outcome.times);
+        }
+    }
+
+    /// On a CPU that a vCPU and a service share, both get what their weights say.
+    #[test]
+    fn shares_are_within_two_percent(
+        policy in prop::sample::select(POLICIES.to_vec()),
+        cpus in 1usize..5,
+        guest in -10i8..11,
+        services in -10i8..11,
+        piece_ns in 10_000u64..50_000,
+    ) {
+        let (guest, services) = (nice(guest), nice(services));
+        let (ours, theirs) = shares(policy, cpus, guest, services, piece_ns);
+        let share = ours as f64 / (ours + theirs) as f64;
+        let due = f64::from(guest.weight()) / f64::from(guest.weight() + services.weight());
+        prop_assert!((share - due).abs() < 0.02, "{} is not {}", share, due);
+    }
+}

@@ -80,6 +80,18 @@ fn metrics(hubs: &[Rc<Hub>]) -> String {
             tunnel.rtt_micros,
         );
         row(
+            "outpost_tunnel_bandwidth_bytes_per_second",
+            "gauge",
+            "",
+            tunnel.bandwidth,
+        );
+        row(
+            "outpost_tunnel_congestion_window_bytes",
+            "gauge",
+            "",
+            tunnel.congestion_window,
+        );
+        row(
             "outpost_tunnel_sent_bytes_total",
             "counter",
             "",

@@ -99,7 +99,7 @@ impl Pump {
         {
             let taken = link.tunnel.write(self.stream, rest);
             if taken == 0 {
-                link.gauge.line_is_full();
+                link.gauge.line_is_full(link.tunnel.drain_time());
                 return false;
             }
             self.taken += taken;

@@ -53,6 +53,7 @@ pub struct Parts {
 /// What all encoders of a sending side share: where short strings were seen lately, and room to work in.
 pub struct Coder {
     dense: Dense,
+    recent: fast::Recent,
     parsed: Parsed,
     arrays: sequences::Arrays,
 }
@@ -61,6 +62,7 @@ impl Coder {
     pub fn new() -> Self {
         Coder {
             dense: Dense::new(),
+            recent: fast::Recent::new(),
             parsed: Parsed::default(),
             arrays: sequences::Arrays::default(),
         }
@@ -80,10 +82,10 @@ impl Coder {
         if known <= len / 32 && looks_random(input.block) {
             return None;
         }
-        // Where most is known, little is left to look at, and looking well is worth it.
-        let fast = effort == Effort::Fast && known <= len / 2;
+        // Where nearly all is known, little is left to look at, and looking well is worth it.
+        let fast = effort == Effort::Fast && known <= len - len / 4;
         if fast {
-            fast::parse(&mut self.dense, input, far, &mut self.parsed);
+            fast::parse(&mut self.recent, input, far, &mut self.parsed);
         } else {
             parse::parse(&mut self.dense, input, far, &mut self.parsed);
         }

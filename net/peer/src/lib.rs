@@ -6,5 +6,6 @@ mod flow;
 mod hub;
 mod metrics;
 mod program;
+mod store;
 
 pub use program::{Program, StartError, keygen};

@@ -169,6 +169,9 @@ fn metrics(hubs: &[Rc<Hub>]) -> String {
             "",
             hub.slots.borrow().len() as u64,
         );
+        for (name, kind, value) in crate::store::rows(&hub.session.borrow().store_statistics()) {
+            row(name, kind, "", value);
+        }
         row("outpost_flows_total", "counter", "", counters.total.get());
         row(
             "outpost_host_bytes_total",

@@ -17,9 +17,8 @@ use tokio::task::AbortHandle;
 use crate::flow;
 use crate::hub::Hub;
 use crate::metrics::{self, Hubs};
+use crate::store;
 
-/// Memory for the dictionaries of both directions with a peer, if the configuration does not say.
-const STORE_MEMORY: usize = 256 << 20;
 /// How long flows may take to finish when the program is asked to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -71,11 +70,6 @@ impl Program {
     /// # Errors
     /// An address cannot be listened at.
     pub async fn start(config: ProgramConfig) -> Result<Program, StartError> {
-        if let Some(path) = &config.store.path {
-            log::warn!(
-                "[store] path {path:?}: this version keeps the dictionary in memory; it starts empty each time"
-            );
-        }
         let mut program = Program {
             hubs: Rc::new(RefCell::new(Vec::new())),
             peers: Vec::new(),
@@ -103,7 +97,9 @@ impl Program {
         let socket = UdpSocket::bind(at)
             .await
             .map_err(|error| StartError(format!("cannot listen at {at} (UDP): {error}")))?;
-        let store = self.config.store.memory.or(self.config.store.size);
+        let place = store::place(&self.config.store, &peer.name, self.config.peers.len())
+            .await
+            .map_err(StartError)?;
         let config = SessionConfig {
             tunnel: TunnelConfig::new(self.config.private_key.0, peer.public_key.0),
             endpoint: match self.config.role {
@@ -111,11 +107,11 @@ impl Program {
                 Role::Branch => peer.endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),
             },
             seed: seed()?,
-            store_memory: store.map_or(STORE_MEMORY, |size| {
-                usize::try_from(size.bytes()).unwrap_or(usize::MAX)
-            }),
+            store: place.parts.clone(),
         };
+        let opening = std::time::Instant::now();
         let hub = Hub::new(&peer.name, config);
+        place.keep(&hub, opening.elapsed());
         let carrier = hub.clone();
         let task = tokio::task::spawn_local(async move {
             if let Err(error) = carrier.carry(socket).await {
@@ -234,6 +230,7 @@ async fn close(hub: &Hub) {
     hub.dirty.notify_one();
     // The farewell leaves, and flows are told.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    hub.session.borrow_mut().close_store();
 }
 
 async fn listen(at: SocketAddrV4, what: &str) -> Result<TcpListener, StartError> {

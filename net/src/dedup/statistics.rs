@@ -74,6 +74,8 @@ pub struct ReceiverStatistics {
     pub stray_answers: u64,
     /// Times the store was emptied because the peer's log is another one.
     pub cleared: u64,
+    /// Times the newest part of the store was dropped because the peer's log had lost it.
+    pub cut_back: u64,
     /// Bytes in the store now.
     pub present_bytes: u64,
 }

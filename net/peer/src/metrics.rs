@@ -80,6 +80,18 @@ fn metrics(hubs: &[Rc<Hub>]) -> String {
             tunnel.rtt_micros,
         );
         row(
+            "outpost_tunnel_bandwidth_bytes_per_second",
+            "gauge",
+            "",
+            tunnel.bandwidth,
+        );
+        row(
+            "outpost_tunnel_congestion_window_bytes",
+            "gauge",
+            "",
+            tunnel.congestion_window,
+        );
+        row(
             "outpost_tunnel_sent_bytes_total",
             "counter",
             "",
@@ -120,6 +132,18 @@ fn metrics(hubs: &[Rc<Hub>]) -> String {
             "counter",
             ",direction=\"sent\"",
             sent.raw_bytes,
+        );
+        row(
+            "outpost_dedup_coded_blocks_total",
+            "counter",
+            ",effort=\"full\"",
+            sent.coded_blocks - sent.fast_blocks.min(sent.coded_blocks),
+        );
+        row(
+            "outpost_dedup_coded_blocks_total",
+            "counter",
+            ",effort=\"fast\"",
+            sent.fast_blocks,
         );
         row(
             "outpost_dedup_wire_bytes_total",

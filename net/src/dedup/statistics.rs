@@ -15,6 +15,8 @@ pub struct SenderStatistics {
     pub copy_blocks: u64,
     /// Blocks sent compressed.
     pub coded_blocks: u64,
+    /// Those of them that were searched with less than full effort, because the CPU was the bottleneck.
+    pub fast_blocks: u64,
     /// Blocks sent as they were.
     pub raw_blocks: u64,
     /// Bytes that the peer had: found through the anchors and referred to.

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::effort::Gauge;
 use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
@@ -72,6 +73,8 @@ pub struct Link {
     pub sender: Sender,
     /// Dictionary of what comes from the peer.
     pub receiver: Receiver,
+    /// Whether the line or the CPU is the bottleneck.
+    pub gauge: Gauge,
     /// Room for what is read from the tunnel.
     pub scratch: Vec<u8>,
     ours: Option<StreamId>,
@@ -155,6 +158,7 @@ impl Link {
             up_at: None,
             sender,
             receiver,
+            gauge: Gauge::default(),
             scratch: alloc::vec![0; READ],
             ours: None,
             theirs: None,

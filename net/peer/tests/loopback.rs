@@ -1,7 +1,9 @@
 //! Two spawned programs over loopback. No test times the clock: each waits for what it expects.
 
+mod ports;
+
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -17,14 +19,6 @@ fn keys() -> (String, String) {
     (values.next().unwrap(), values.next().unwrap())
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 struct Running(Child);
 
 impl Drop for Running {
@@ -36,7 +30,7 @@ impl Drop for Running {
 
 fn run(name: &str, text: &str) -> Running {
     let file: PathBuf =
-        std::env::temp_dir().join(format!("outpost-peer-{}-{name}.toml", free_port()));
+        std::env::temp_dir().join(format!("outpost-peer-{}-{name}.toml", ports::free()));
     std::fs::write(&file, text).unwrap();
     let child = Command::new(PROGRAM)
         .args(["run", "--config"])
@@ -47,7 +41,7 @@ fn run(name: &str, text: &str) -> Running {
 }
 
 struct Pair {
-    _core: Running,
+    core: Running,
     branch: Running,
     proxy: SocketAddr,
     management: u16,
@@ -55,12 +49,7 @@ struct Pair {
 
 fn pair(name: &str, to: SocketAddr) -> Pair {
     let ((core_private, core_public), (private, public)) = (keys(), keys());
-    let udp = UdpSocket::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let (port, management) = (free_port(), free_port());
+    let (udp, port, management) = (ports::free(), ports::free(), ports::free());
     let core = run(
         &format!("{name}-core"),
         &format!(
@@ -73,13 +62,16 @@ fn pair(name: &str, to: SocketAddr) -> Pair {
             "role = \"branch\"\nprivate_key = \"{private}\"\n[store]\nmemory = \"32M\"\n[[peer]]\nname = \"head\"\npublic_key = \"{core_public}\"\nendpoint = \"127.0.0.1:{udp}\"\n[[proxy]]\nlisten = \"127.0.0.1:{port}\"\nto = \"{to}\"\npeer = \"head\"\n[management]\nlisten = \"127.0.0.1:{management}\"\n"
         ),
     );
-    let pair = Pair {
-        _core: core,
+    let mut pair = Pair {
+        core,
         branch,
         proxy: SocketAddr::from(([127, 0, 0, 1], port)),
         management,
     };
     while !get(management, "/metrics").contains("outpost_tunnel_up{peer=\"head\"} 1") {
+        for end in [&mut pair.core, &mut pair.branch] {
+            assert_eq!(end.0.try_wait().unwrap(), None, "a program ended by itself");
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
     pair
@@ -174,7 +166,7 @@ fn fifty_connections_at_once() {
 
 #[test]
 fn a_refusal_is_mirrored_and_counted() {
-    let pair = pair("refusal", SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let pair = pair("refusal", SocketAddr::from(([127, 0, 0, 1], ports::free())));
     let mut stream = TcpStream::connect(pair.proxy).unwrap();
     let error = stream.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);

@@ -1,8 +1,10 @@
 //! The dictionary on disk through spawned programs: it is warm after a restart, it is nobody else's, and trouble with it
 //! stops no flow. No test times the clock: each waits for what it expects.
 
+mod ports;
+
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,16 +18,6 @@ fn keys() -> (String, String) {
         .lines()
         .map(|line| line.split('"').nth(1).unwrap().to_owned());
     (values.next().unwrap(), values.next().unwrap())
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-fn free_udp_port() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.local_addr().unwrap().port()
 }
 
 struct Running(Child);
@@ -70,11 +62,11 @@ struct Pair {
 
 impl Pair {
     fn new(name: &str) -> Pair {
-        let folder = std::env::temp_dir().join(format!("outpost-store-{name}-{}", free_port()));
+        let folder = std::env::temp_dir().join(format!("outpost-store-{name}-{}", ports::free()));
         std::fs::create_dir_all(&folder).unwrap();
         let ((core_private, core_public), (private, public)) = (keys(), keys());
-        let udp = free_udp_port();
-        let (port, management) = (free_port(), free_port());
+        let udp = ports::free();
+        let (port, management) = (ports::free(), ports::free());
         let store = |end: &str| {
             format!(
                 "[store]\npath = {:?}\nsize = \"48M\"\nmemory = \"8M\"\n",

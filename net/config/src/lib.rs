@@ -18,8 +18,11 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Deserialize;
 
+pub use check::{Step, locate};
 pub use error::ConfigError;
-pub use program::{ProgramConfig, ProgramManagement, ProgramStore, Proxy};
+pub use program::{
+    ProgramConfig, ProgramManagement, ProgramStore, Proxy, Socks, Transparent,
+};
 pub use values::{ByteSize, Ipv4Cidr, Ipv4Interface, MacAddress, PrivateKey, PublicKey};
 
 /// UDP port of the tunnel unless `listen` says otherwise.

@@ -1,12 +1,12 @@
 //! Carries out the guest's instructions that touch devices: the forms that compilers and Linux emit for memory-mapped
 //! registers, and string instructions between memory, devices and ports.
 //!
-//! The CPU has begun each instruction and stopped at a guest-physical address that is not mapped; here it is done from the beginning. So
-//! segment limits and operand alignment are not checked again, but every translation is, before anything is changed.
+//! The CPU has begun each instruction and stopped at a guest-physical address that is not mapped; here it is done from the beginning. Every
+//! operand's segment limit or canonical form and its translation are checked before anything is changed; segment types and alignment are not.
 //! An instruction that is not here is not guessed at: the guest stops with its bytes. SSE and VEX forms are such.
 
 use crate::cpu::alu::{self, ARITHMETIC, CF, Shift, ZF};
-use crate::cpu::{Event, Gpr, PAGE_FAULT, Registers, System};
+use crate::cpu::{Event, GENERAL_PROTECTION, Gpr, PAGE_FAULT, Registers, System};
 use crate::decode::{self, Bytes};
 use crate::mem::GuestMemory;
 use crate::mem::walk::{Intent, WalkError};
@@ -83,12 +83,14 @@ pub fn step(
         Ok(true) => Ok(next),
         Ok(false) => Ok(step.registers.rip),
         Err(Failure::Unknown) => Err(Trouble::Unsupported(bytes)),
+        Err(Failure::Fault(event)) => Err(Trouble::Inject(event, None)),
         Err(Failure::Walk(error)) => Err(error.into()),
     }
 }
 
 enum Failure {
     Unknown,
+    Fault(Event),
     Walk(WalkError),
 }
 
@@ -115,11 +117,17 @@ impl Step<'_> {
         let mnemonic = self.instruction.mnemonic();
         match mnemonic {
             Mnemonic::Mov if self.instruction.op1_register() == Register::CR8 => {
+                self.supervisor()?;
                 let value = self.bus.task_priority();
                 self.set_register(self.instruction.op0_register(), value);
             }
             Mnemonic::Mov if self.instruction.op0_register() == Register::CR8 => {
                 let value = self.register(self.instruction.op1_register());
+                self.supervisor()?;
+                // Bits 4 to 63 are reserved (APM vol. 2, 3.1.4).
+                if value > 0xF {
+                    return Err(Failure::Fault(GENERAL_PROTECTION));
+                }
                 self.bus.set_task_priority(value);
             }
             Mnemonic::Mov | Mnemonic::Movnti => {
@@ -186,6 +194,15 @@ impl Step<'_> {
             _ => self.conditional()?,
         }
         Ok(true)
+    }
+
+    /// The CPU has checked that already, but of the bytes that it fetched; another vCPU may have changed them.
+    fn supervisor(&self) -> Result<(), Failure> {
+        if self.system.cpl() == 0 {
+            Ok(())
+        } else {
+            Err(Failure::Fault(GENERAL_PROTECTION))
+        }
     }
 
     fn arithmetic(&mut self, mnemonic: Mnemonic) -> Result<(), Failure> {
@@ -326,12 +343,7 @@ impl Step<'_> {
         };
         let old = self.registers.get(Gpr::Rsp);
         let stack = old.wrapping_sub(u64::from(width)) & mask;
-        let base = if mask == u64::MAX {
-            0
-        } else {
-            self.system.ss.base
-        };
-        let to = self.check(self.linear(base.wrapping_add(stack)), width, Intent::Write)?;
+        let to = self.locate(Register::SS, stack, width, Intent::Write)?;
         let value = self.get(from);
         self.write(to, value);
         self.registers.set(Gpr::Rsp, old & !mask | stack);

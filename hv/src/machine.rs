@@ -307,7 +307,15 @@ impl<'h> Machine<'h> {
 
     /// Hands the vCPU what is pending for it, or has it say when it can take that. Gives the time at which to look again, where the CPU cannot say.
     fn deliver(&mut self, vcpu: usize) -> Result<Option<u64>, StopReason> {
-        if self.vcpu.delivery() == Delivery::Ready || self.vcpu.delivery() == Delivery::Masked {
+        let host = self.host;
+        let soon = || Some(host.now_ns().saturating_add(SHADOW_NS));
+        let mut again = None;
+        if matches!(self.vcpu.delivery(), Delivery::Shadow | Delivery::Busy) {
+            // No window tells when an NMI can be taken.
+            if self.platform.has_vcpu_event(vcpu) {
+                again = soon();
+            }
+        } else {
             match self.platform.take_vcpu_event(vcpu) {
                 Some(VcpuEvent::Nmi) => self.vcpu.inject(Event::Nmi),
                 // The only vCPU has reset itself: there is nobody to send it a startup.
@@ -317,7 +325,7 @@ impl<'h> Machine<'h> {
         }
         let Some(vector) = self.platform.pending_interrupt(vcpu) else {
             self.vcpu.watch_window(false);
-            return Ok(None);
+            return Ok(again);
         };
         match self.vcpu.delivery() {
             Delivery::Ready => {
@@ -325,15 +333,15 @@ impl<'h> Machine<'h> {
                 self.vcpu.inject(Event::Interrupt(vector));
                 self.vcpu
                     .watch_window(self.platform.pending_interrupt(vcpu).is_some());
-                Ok(None)
+                Ok(again)
             }
             Delivery::Masked | Delivery::Busy => {
                 self.vcpu.watch_window(true);
-                Ok(None)
+                Ok(again)
             }
             Delivery::Shadow => {
                 self.vcpu.watch_window(false);
-                Ok(Some(self.host.now_ns().saturating_add(SHADOW_NS)))
+                Ok(soon())
             }
         }
     }

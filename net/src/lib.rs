@@ -15,6 +15,7 @@ pub mod flow;
 mod hash;
 mod management;
 mod outbox;
+pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod switch;

@@ -1,6 +1,7 @@
 //! Builds, runs, tests and flashes Outpost. `cargo xtask --help` lists the commands; docs/building.md explains them.
 
 mod accel;
+mod bench;
 mod boot;
 mod emulator_tests;
 mod firmware;
@@ -58,6 +59,11 @@ enum Command {
         #[command(subcommand)]
         command: guest::Command,
     },
+    /// Measure, beside a peer in the same run; the exit status is 1 when a row does not hold
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
     /// Boot two sites with a slow line between them, and fetch files through them
     Run(Box<run::Args>),
 }
@@ -73,6 +79,7 @@ fn main() -> ExitCode {
         Command::Config { command } => keys::config(&command),
         Command::Keygen => keys::keygen(),
         Command::Guest { command } => guest::run(&paths::workspace(), &command),
+        Command::Bench { command } => bench::run(&command),
         Command::Run(arguments) => run::run(*arguments),
     });
     match result {

@@ -6,6 +6,7 @@ use crate::mem::npt::FlushNeeded;
 use crate::mem::walk::Paging;
 use core::arch::x86_64::CpuidResult;
 use core::fmt;
+use core::ops::RangeInclusive;
 
 pub(crate) mod alu;
 pub mod fpu;
@@ -30,6 +31,8 @@ pub const RFLAGS_TF: u64 = 1 << 8;
 pub const RFLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.DF: string instructions go down.
 pub const RFLAGS_DF: u64 = 1 << 10;
+/// RFLAGS.RF: no instruction breakpoint at the next instruction.
+pub const RFLAGS_RF: u64 = 1 << 16;
 /// EFER.LME: long mode enabled.
 pub const EFER_LME: u64 = 1 << 8;
 /// EFER.SVME: SVM enabled.
@@ -113,6 +116,24 @@ impl Segment {
         (self.attributes >> 5 & 3) as u8
     }
 
+    /// Changes the descriptor privilege level.
+    pub fn set_dpl(&mut self, level: u8) {
+        self.attributes = self.attributes & !(3 << 5) | u16::from(level & 3) << 5;
+    }
+
+    /// The offsets that lie in it, outside 64-bit code: up to the limit, or beyond it if it expands down.
+    pub fn offsets(&self) -> RangeInclusive<u64> {
+        const CODE: u16 = 1 << 3;
+        const EXPANDS_DOWN: u16 = 1 << 2;
+        let limit = u64::from(self.limit);
+        if self.attributes & (CODE | EXPANDS_DOWN) == EXPANDS_DOWN {
+            let highest = if self.is_big() { 0xFFFF_FFFF } else { 0xFFFF };
+            limit + 1..=highest
+        } else {
+            0..=limit
+        }
+    }
+
     /// The L bit: 64-bit code.
     pub fn is_long(&self) -> bool {
         self.attributes & 1 << 9 != 0
@@ -162,7 +183,7 @@ impl System {
         }
     }
 
-    /// Current privilege level. On AMD that is the stack segment's (APM vol. 2, 15.5.1).
+    /// Current privilege level: the stack segment's. A back end whose CPU can have them differ makes that true after each exit.
     pub fn cpl(&self) -> u8 {
         self.ss.dpl()
     }
@@ -196,6 +217,8 @@ pub const DEBUG_EXCEPTION: u8 = 1;
 pub const INVALID_OPCODE: Event = Event::Exception(6, None);
 /// #GP(0).
 pub const GENERAL_PROTECTION: Event = Event::Exception(13, Some(0));
+/// #SS(0).
+pub const STACK_FAULT: Event = Event::Exception(12, Some(0));
 /// Vector of #PF.
 pub const PAGE_FAULT: u8 = 14;
 

@@ -135,6 +135,16 @@ impl IoApic {
         }
     }
 
+    /// No local APIC took the level-triggered interrupt with `vector` that was sent last: it is sent again when the line is next looked at, as hardware
+    /// goes on sending it.
+    pub fn refused(&mut self, vector: u8) {
+        for pin in &mut self.pins {
+            if pin.entry.is(Entry::LEVEL) && pin.entry.vector() == vector {
+                pin.entry.0 &= !Entry::REMOTE_IRR;
+            }
+        }
+    }
+
     /// Reads the register at `offset` of the page.
     pub fn read(&self, offset: u64) -> u32 {
         match offset {

@@ -1,8 +1,8 @@
 //! Operands: registers of every width, immediates, and memory that may cross from one page to another.
 
 use super::{Failure, Step};
-use crate::cpu::Gpr;
 use crate::cpu::alu;
+use crate::cpu::{GENERAL_PROTECTION, Gpr, STACK_FAULT};
 use crate::mem::walk::Intent;
 use iced_x86::{OpKind, Register};
 
@@ -71,27 +71,65 @@ impl Step<'_> {
         element: u64,
         intent: Intent,
     ) -> Result<Place, Failure> {
-        let long = self.system.code_bits() == 64;
-        let address = self
+        let offset = self
             .instruction
             .try_virtual_address(op, 0, |register, _, _| {
-                Some(match register {
-                    Register::ES | Register::CS | Register::SS | Register::DS if long => 0,
-                    Register::ES => self.system.es.base,
-                    Register::CS => self.system.cs.base,
-                    Register::SS => self.system.ss.base,
-                    Register::DS => self.system.ds.base,
-                    Register::FS => self.system.fs.base,
-                    Register::GS => self.system.gs.base,
-                    _ => self.register(register),
+                Some(if register.is_segment_register() {
+                    0
+                } else {
+                    self.register(register)
                 })
             });
-        let address = address.ok_or(Failure::Unknown)?.wrapping_add(element);
-        self.check(self.linear(address), width, intent)
+        let offset = offset.ok_or(Failure::Unknown)?.wrapping_add(element);
+        let segment = match self.instruction.op_kind(op) {
+            OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => Register::ES,
+            _ => self.instruction.memory_segment(),
+        };
+        self.locate(segment, offset, width, intent)
+    }
+
+    /// Translates `width` bytes at `offset` in a segment. Outside of it, or of what is canonical, are #SS for the stack's and #GP for the others
+    /// (APM vol. 2, 4.12.1 and 8.2.13 to 8.2.14).
+    pub(super) fn locate(
+        &self,
+        segment: Register,
+        offset: u64,
+        width: u8,
+        intent: Intent,
+    ) -> Result<Place, Failure> {
+        let last = u64::from(width).saturating_sub(1);
+        let descriptor = match segment {
+            Register::ES => &self.system.es,
+            Register::CS => &self.system.cs,
+            Register::SS => &self.system.ss,
+            Register::FS => &self.system.fs,
+            Register::GS => &self.system.gs,
+            _ => &self.system.ds,
+        };
+        let (linear, within) = if self.system.code_bits() == 64 {
+            let has_base = matches!(segment, Register::FS | Register::GS);
+            let base = if has_base { descriptor.base } else { 0 };
+            let linear = base.wrapping_add(offset);
+            let within = is_canonical(linear) && is_canonical(linear.wrapping_add(last));
+            (linear, within)
+        } else {
+            let offset = offset & 0xFFFF_FFFF;
+            let reach = descriptor.offsets();
+            let within = reach.contains(&offset) && reach.contains(&(offset + last));
+            (self.linear(descriptor.base.wrapping_add(offset)), within)
+        };
+        if !within {
+            return Err(Failure::Fault(if segment == Register::SS {
+                STACK_FAULT
+            } else {
+                GENERAL_PROTECTION
+            }));
+        }
+        self.check(linear, width, intent)
     }
 
     /// Linear addresses are 32 bits wide outside 64-bit code.
-    pub(super) fn linear(&self, address: u64) -> u64 {
+    fn linear(&self, address: u64) -> u64 {
         if self.system.code_bits() == 64 {
             address
         } else {
@@ -99,7 +137,7 @@ impl Step<'_> {
         }
     }
 
-    pub(super) fn check(&self, linear: u64, width: u8, intent: Intent) -> Result<Place, Failure> {
+    fn check(&self, linear: u64, width: u8, intent: Intent) -> Result<Place, Failure> {
         let (paging, user) = (self.system.paging(), self.system.cpl() == 3);
         let address = paging.translate(self.memory, linear, intent, user)?;
         let here = PAGE - linear % PAGE;
@@ -177,6 +215,11 @@ impl Step<'_> {
             *slot = kept | value << shift & mask;
         }
     }
+}
+
+/// True if bits 47 to 63 are all the same.
+fn is_canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
 }
 
 fn byte_at(address: u64, here: u8, rest: u64, byte: u8) -> u64 {

@@ -3,7 +3,7 @@
 use super::operand::{Operand, accumulator};
 use super::{Failure, Step};
 use crate::cpu::alu::{self, ARITHMETIC, ZF};
-use crate::cpu::{Gpr, RFLAGS_DF};
+use crate::cpu::{Gpr, RFLAGS_DF, RFLAGS_TF};
 use crate::mem::walk::Intent;
 use iced_x86::{Code, Instruction, OpKind};
 
@@ -97,7 +97,13 @@ impl Step<'_> {
         let repeated = self.instruction.has_rep_prefix() || self.instruction.has_repne_prefix();
         let address_mask = alu::mask(string.address_width(&self.instruction));
         let compares = matches!(string.kind, StringKind::Compare | StringKind::Scan);
-        for _ in 0..REPEAT_LIMIT {
+        // Single step traps after each element.
+        let limit = if self.registers.rflags & RFLAGS_TF != 0 {
+            1
+        } else {
+            REPEAT_LIMIT
+        };
+        for _ in 0..limit {
             if repeated && self.registers.get(Gpr::Rcx) & address_mask == 0 {
                 return Ok(true);
             }

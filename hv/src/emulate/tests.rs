@@ -10,6 +10,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+mod bounds;
+
 /// RAM below 2 MiB, a device above: it holds bytes and writes down every access.
 struct Board<'a> {
     memory: &'a GuestMemory,
@@ -72,14 +74,37 @@ fn flat(bits: u32) -> System {
         limit: u32::MAX,
         ..Segment::default()
     };
+    let data = Segment {
+        attributes: 1 << 10,
+        ..segment
+    };
     System {
         cs: segment,
-        ss: Segment {
-            attributes: 1 << 10,
-            ..segment
-        },
+        ss: data,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
         cr0: CR0_PE,
         efer: if bits == 64 { EFER_LMA } else { 0 },
+        ..System::default()
+    }
+}
+
+/// 64 KiB segments at 0.
+fn real_mode() -> System {
+    let segment = Segment {
+        attributes: 0x93,
+        limit: 0xFFFF,
+        ..Segment::default()
+    };
+    System {
+        cs: segment,
+        ss: segment,
+        ds: segment,
+        es: segment,
+        fs: segment,
+        gs: segment,
         ..System::default()
     }
 }
@@ -448,9 +473,9 @@ fn port_strings() {
     let system = System {
         gs: Segment {
             base: 0x2FF0,
-            ..Segment::default()
+            ..real_mode().gs
         },
-        ..System::default()
+        ..real_mode()
     };
     let real = run_with(&system, &[0x65, 0x6E], |registers, _| {
         registers.set(Gpr::Rsi, 0xFFFF_0010)
@@ -565,55 +590,4 @@ fn what_is_not_known_stops_with_its_bytes() {
     }
     let lost = run_with(&flat(64), &[], |registers, _| registers.rip = DEVICE);
     assert_eq!(lost.result, Err(Trouble::NoCode));
-}
-
-/// Any bytes at all: an answer, never a panic.
-#[test]
-fn random_bytes_are_survived() {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    for bits in [16, 32, 64] {
-        let system = if bits == 16 {
-            System::default()
-        } else {
-            flat(bits)
-        };
-        let memory = GuestMemory::allocate(2 << 20).unwrap();
-        for _ in 0..20_000 {
-            let code: Vec<u8> = (0..2).flat_map(|_| next().to_le_bytes()).collect();
-            memory.write(CODE, &code).unwrap();
-            let mut registers = Registers {
-                rip: CODE,
-                rflags: next() & 0xCD7 | 2,
-                ..Registers::default()
-            };
-            registers
-                .gpr
-                .iter_mut()
-                .for_each(|register| *register = next() >> (next() % 64));
-            let _ = step(&memory, &mut registers, &system, &mut Nothing);
-        }
-    }
-}
-
-struct Nothing;
-
-impl Bus for Nothing {
-    fn read(&mut self, _: u64, width: u8) -> u64 {
-        alu::mask(width)
-    }
-    fn write(&mut self, _: u64, _: u8, _: u64) {}
-    fn port_read(&mut self, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u16, _: u8, _: u32) {}
-    fn task_priority(&mut self) -> u64 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u64) {}
 }

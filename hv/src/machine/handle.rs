@@ -3,7 +3,7 @@
 use super::{Machine, StopReason};
 use crate::cpu::{
     DEBUG_EXCEPTION, Delivery, Event, GENERAL_PROTECTION, Gpr, INVALID_OPCODE, RFLAGS_IF,
-    RFLAGS_TF, host_cpuid, read_tsc,
+    RFLAGS_RF, RFLAGS_TF, host_cpuid, read_tsc,
 };
 use crate::cpuid;
 use crate::decode;
@@ -26,11 +26,7 @@ impl Machine<'_> {
     /// The reason why the guest cannot go on.
     pub(super) fn handle(&mut self, exit: Exit) -> Result<(), StopReason> {
         match exit {
-            Exit::HostInterrupt => {
-                self.host.take_interrupts();
-                // It may have been the timer's: what it was armed for stands no longer.
-                self.armed = None;
-            }
+            Exit::HostInterrupt => self.take_interrupts(),
             Exit::InterruptWindow => self.vcpu.watch_window(false),
             Exit::Halt => self.halt()?,
             Exit::Cpuid => self.cpuid(),
@@ -42,7 +38,12 @@ impl Machine<'_> {
             Exit::TaskPriority { .. } => self.emulate(0)?,
             // All memory is coherent: there is nothing to write back, and nothing may be thrown away.
             Exit::CacheFlush => self.retire_opcode(&[0x0F, 0x08]),
-            Exit::Exception(vector, code) => self.vcpu.inject(Event::Exception(vector, code)),
+            Exit::Exception(vector, code) => {
+                // Delivering it may raise it again, for ever (CVE-2015-5307, CVE-2015-8104), and an event that is injected comes before the
+                // box's interrupts: they get their turn here.
+                self.take_interrupts();
+                self.vcpu.inject(Event::Exception(vector, code));
+            }
             Exit::Hypercall => {
                 let kernel = self.vcpu.system().cpl() == 0;
                 let answer = if kernel {
@@ -63,8 +64,19 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Goes on at `next`. An instruction under single step traps after it, emulated or not.
+    /// Lets the box take what interrupts it.
+    fn take_interrupts(&mut self) {
+        self.host.take_interrupts();
+        // The timer's may have been among them: what it was armed for stands no longer.
+        self.armed = None;
+    }
+
+    /// Goes on at `next`. An instruction under single step traps after it, emulated or not, and ends RFLAGS.RF; one that goes on at
+    /// itself is not through.
     fn retire(&mut self, next: u64) {
+        if next != self.vcpu.registers().rip {
+            self.vcpu.registers_mut().rflags &= !RFLAGS_RF;
+        }
         self.vcpu.retire(next);
         if self.vcpu.registers().rflags & RFLAGS_TF != 0 {
             let mut system = self.vcpu.system();
@@ -89,10 +101,12 @@ impl Machine<'_> {
 
     fn halt(&mut self) -> Result<(), StopReason> {
         self.retire_opcode(&[0xF4]);
-        if self.vcpu.registers().rflags & RFLAGS_IF == 0 {
+        let vcpu = self.topology.vcpu as usize;
+        if self.vcpu.registers().rflags & RFLAGS_IF == 0 && !self.platform.has_vcpu_event(vcpu) {
             return Err(StopReason::HaltedForEver);
         }
-        self.halted = true;
+        // Under single step the trap comes instead of the halt.
+        self.halted = self.vcpu.delivery() != Delivery::Busy;
         Ok(())
     }
 
@@ -176,6 +190,10 @@ impl Machine<'_> {
             Effect::Tsc(value) => {
                 self.vcpu.set_tsc_offset(value.wrapping_sub(read_tsc()));
                 self.publish_system_time();
+                // A deadline is a value of the TSC: another TSC, another moment.
+                let vcpu = self.topology.vcpu as usize;
+                let (deadline, tsc) = (self.platform.tsc_deadline(vcpu), self.guest_tsc());
+                self.platform.set_tsc_deadline(vcpu, deadline, tsc);
             }
             Effect::TscAux(value) => self.vcpu.set_tsc_aux(value),
             Effect::WallClock(address) => self.publish_wall_clock(address),

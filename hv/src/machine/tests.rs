@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::cpu::Unavailable;
-use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, RFLAGS_TF, Registers};
+use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
 use crate::mem::npt::FlushNeeded;
 use crate::platform::test_host::TestHost;
@@ -12,6 +12,9 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+mod events;
+mod stepping;
 
 /// What the vCPU was told, and what it says.
 #[derive(Default)]
@@ -165,6 +168,13 @@ impl<'h> Scene<'h> {
         {
             let mut script = script.borrow_mut();
             script.exits = exits.iter().copied().collect();
+            let segment = Segment {
+                limit: u32::MAX,
+                ..Segment::default()
+            };
+            let system = &mut script.system;
+            (system.cs, system.ss) = (segment, segment);
+            (system.ds, system.es) = (segment, segment);
             script.registers = Registers {
                 rip: CODE,
                 rflags: RFLAGS_ONE,
@@ -284,87 +294,6 @@ fn a_halt_that_nothing_can_end_stops_the_guest() {
     assert_eq!(scene.rip(), CODE + 1);
 }
 
-/// A guest whose local APIC fires vector 40h after a microsecond; gives what each entry was handed.
-fn with_timer(host: &Box0, then: &[Exit], rflags: u64) -> (StopReason, Vec<(Option<Event>, bool)>) {
-    let mut scene = Scene::new(host, &[0xF4; 16], then);
-    for (msr, value) in [(0x80F, 0x1FF), (0x83E, 0xB), (0x832, 0x40), (0x838, 1000)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
-    }
-    scene.set(|registers| registers.rflags |= rflags);
-    let reason = scene.run();
-    let entries = scene.script.borrow().entries.clone();
-    (reason, entries)
-}
-
-#[test]
-fn a_halted_guest_is_woken_by_its_timer() {
-    let host = Box0::default();
-    let (reason, entries) = with_timer(&host, &[Exit::Halt], RFLAGS_IF);
-    assert_eq!(reason, StopReason::TripleFault);
-    assert_eq!(
-        entries,
-        [(None, false), (Some(Event::Interrupt(0x40)), false)]
-    );
-    assert_eq!(
-        (host.idled.load(Ordering::Relaxed), host.now_ns()),
-        (1, 1000)
-    );
-}
-
-#[test]
-fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
-    let host = Box0::default();
-    host.inner.set_now(0);
-    let mut scene = Scene::new(&host, &[], &[Exit::HostInterrupt, Exit::InterruptWindow]);
-    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
-    }
-    host.inner.set_now(1000);
-    scene.script.borrow_mut().delivery = Some(Delivery::Masked);
-    scene.run();
-    let entries = scene.script.borrow().entries.clone();
-    assert_eq!(
-        entries,
-        [(None, true), (None, true), (None, true)],
-        "watched until it can be delivered"
-    );
-    assert_eq!(host.interrupts.load(Ordering::Relaxed), 1);
-}
-
-#[test]
-fn nothing_is_armed_in_an_interrupt_shadow() {
-    let host = Box0::default();
-    let mut scene = Scene::new(&host, &[], &[]);
-    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
-    }
-    host.inner.set_now(1000);
-    scene.machine.platform.service(&scene.machine.memory);
-    scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
-    assert_eq!(
-        scene.machine.deliver(0),
-        Ok(Some(1000 + SHADOW_NS)),
-        "looked at again soon instead"
-    );
-    assert!(!scene.script.borrow().window && scene.script.borrow().injected.is_empty());
-    // When the shadow is over it is still there.
-    scene.script.borrow_mut().delivery = Some(Delivery::Ready);
-    assert_eq!(scene.machine.deliver(0), Ok(None));
-    assert_eq!(scene.script.borrow().injected, [Event::Interrupt(0x40)]);
-}
-
 #[test]
 fn cpuid_and_msrs_answer() {
     let host = Box0::default();
@@ -414,45 +343,6 @@ fn the_paravirtual_clock_is_published() {
     });
     assert_eq!(scene.run(), StopReason::TripleFault);
     assert_eq!(scene.rip(), CODE + 2);
-}
-
-#[test]
-fn an_interrupt_may_end_without_an_exit() {
-    let host = Box0::default();
-    let exits = [Exit::WriteMsr, Exit::HostInterrupt, Exit::HostInterrupt];
-    let mut scene = Scene::new(&host, &[0x0F, 0x30], &exits);
-    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
-    }
-    scene.set(|registers| {
-        registers.set(Gpr::Rcx, 0x4B56_4D04);
-        registers.set(Gpr::Rax, 0x9001);
-    });
-    scene.machine.vcpu.bind().unwrap();
-    scene.machine.turn().unwrap();
-    // The timer's interrupt is delivered and the end of it offered: the guest has not used that by the exit.
-    host.inner.set_now(1_000_000);
-    scene.machine.vcpu.registers_mut().rflags |= RFLAGS_IF;
-    scene.machine.turn().unwrap();
-    assert_eq!(scene.injected(), [Event::Interrupt(0x40)]);
-    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(0), "taken back");
-    assert!(
-        scene.machine.platform.end_needs_no_exit(0),
-        "still in service"
-    );
-    // Next time the guest clears the bit.
-    scene.machine.offer_end(0);
-    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(1));
-    scene.machine.memory.write_u8(0x9000, 0).unwrap();
-    scene.machine.accept_end(0);
-    assert!(
-        !scene.machine.platform.end_needs_no_exit(0),
-        "nothing in service"
-    );
 }
 
 #[test]
@@ -580,16 +470,6 @@ fn what_the_machine_does_not_have_faults() {
 }
 
 #[test]
-fn an_emulated_instruction_is_single_stepped_too() {
-    let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0x0F, 0xA2], &[Exit::Cpuid]);
-    scene.set(|registers| registers.rflags |= RFLAGS_TF);
-    scene.run();
-    assert_eq!(scene.injected(), [Event::Exception(1, None)]);
-    assert_eq!(scene.script.borrow().system.dr6 & 1 << 14, 1 << 14);
-}
-
-#[test]
 fn exits_that_are_not_understood_stop_with_evidence() {
     let host = Box0::default();
     let raw = [0x7D, 1, 2];
@@ -619,22 +499,4 @@ fn exits_that_are_not_understood_stop_with_evidence() {
         refused.to_string(),
         "the guest's CPU state is refused: CR0.NW is set without CR0.CD"
     );
-}
-
-#[test]
-fn the_only_vcpu_cannot_reset_itself() {
-    let host = Box0::default();
-    let mut scene = Scene::new(&host, &[], &[]);
-    scene
-        .machine
-        .platform()
-        .apic_msr_write(0, 0x80F, 0x1FF)
-        .unwrap();
-    // INIT to itself by physical identifier.
-    scene
-        .machine
-        .platform()
-        .apic_msr_write(0, 0x830, 0x4500)
-        .unwrap();
-    assert_eq!(scene.run(), StopReason::SelfInit);
 }

@@ -46,7 +46,14 @@ impl Interrupts {
     /// Sets the line of a GSI.
     pub fn set_line(&mut self, gsi: u8, active: bool) {
         if let Some(message) = self.io.set_line(gsi, active) {
-            deliver(&mut self.local, None, message);
+            let refused = offer(&mut self.local, message);
+            self.note_refused(refused);
+        }
+    }
+
+    fn note_refused(&mut self, vector: Option<u8>) {
+        if let Some(vector) = vector {
+            self.io.refused(vector);
         }
     }
 
@@ -57,9 +64,11 @@ impl Interrupts {
 
     /// Writes an I/O APIC register.
     pub fn write_io(&mut self, offset: u64, value: u32) {
-        let local = &mut self.local;
-        self.io
-            .write(offset, value, |message| deliver(local, None, message));
+        let (local, mut refused) = (&mut self.local, None);
+        self.io.write(offset, value, |message| {
+            refused = refused.or(offer(local, message));
+        });
+        self.note_refused(refused);
     }
 
     /// Carries out what `vcpu`'s local APIC wants done.
@@ -67,17 +76,26 @@ impl Interrupts {
         match effect {
             Effect::None => {}
             Effect::EndOfLevel(vector) => {
-                let local = &mut self.local;
-                self.io
-                    .end_of_interrupt(vector, |message| deliver(local, None, message));
+                let (local, mut refused) = (&mut self.local, None);
+                self.io.end_of_interrupt(vector, |message| {
+                    refused = refused.or(offer(local, message));
+                });
+                self.note_refused(refused);
             }
-            Effect::Send(message) => deliver(&mut self.local, Some(vcpu), message),
+            Effect::Send(message) => {
+                deliver(&mut self.local, Some(vcpu), message);
+            }
         }
     }
 }
 
-/// Gives `message` to the local APICs that it is for. `sender` is none for the I/O APIC.
-fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) {
+/// Gives the I/O APIC's `message` to the local APICs that it is for. The vector of a level-triggered interrupt that none of them took.
+fn offer(local: &mut [LocalApic], message: Message) -> Option<u8> {
+    (!deliver(local, None, message) && message.level).then_some(message.vector)
+}
+
+/// Gives `message` to the local APICs that it is for. `sender` is none for the I/O APIC. True if one took it.
+fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) -> bool {
     let is_for = |index: usize, apic: &LocalApic| match message.destination {
         Destination::Physical(id) => apic.id() == id,
         Destination::Logical(target) => apic.matches_logical(target),
@@ -93,17 +111,18 @@ fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) {
             .filter(|(index, apic)| apic.takes_interrupts() && is_for(*index, apic))
             .min_by_key(|(_, apic)| apic.arbitration_priority())
             .map(|(index, _)| index);
-        if let Some(apic) = chosen.and_then(|index| local.get_mut(index)) {
-            apic.accept(message.mode, message.vector, message.level);
-        }
-        return;
+        return chosen
+            .and_then(|index| local.get_mut(index))
+            .is_some_and(|apic| apic.accept(message.mode, message.vector, message.level));
     }
+    let mut taken = false;
     for (index, apic) in local.iter_mut().enumerate() {
         if is_for(index, apic) {
             let level = message.level && is_vectored(message.mode);
-            apic.accept(message.mode, message.vector, level);
+            taken |= apic.accept(message.mode, message.vector, level);
         }
     }
+    taken
 }
 
 #[cfg(test)]
@@ -195,6 +214,20 @@ mod tests {
         let effect = apic.end_of_interrupt();
         interrupts.apply(1, effect);
         assert_eq!(pending(&interrupts), [None, None]);
+    }
+
+    #[test]
+    fn a_level_line_waits_for_a_local_apic_that_takes_it() {
+        let mut interrupts = Interrupts::new(1, ApicMode::X2Apic);
+        interrupts.write_io(0, 0x10 + 2 * 9);
+        interrupts.write_io(0x10, 0x8061);
+        interrupts.set_line(9, true);
+        let apic = interrupts.local_mut(0).unwrap();
+        assert_eq!(apic.pending(), None, "it is still switched off");
+        assert_eq!(apic.write_msr(0x80F, 0x1FF, 0), Ok(Effect::None));
+        // Whatever happens next, the platform tells every line.
+        interrupts.set_line(9, true);
+        assert_eq!(pending(&interrupts), [Some(0x61)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
 use super::{InputTo, Platform};
+use crate::device::virtio::mmio::INTERRUPT_ACKNOWLEDGE;
 use crate::mem::GuestMemory;
 
 /// A window of registers, with the offset in it.
@@ -83,6 +84,10 @@ impl Platform<'_> {
                         }
                     }
                     VirtioSlot::Entropy => self.entropy.write(offset, width, value, mem, host),
+                }
+                if offset == INTERRUPT_ACKNOWLEDGE {
+                    // What came in between is still there: it is an edge of its own.
+                    self.interrupts.set_line(slot.gsi(), false);
                 }
                 self.update_lines();
             }

@@ -235,6 +235,13 @@ impl<'h> Platform<'h> {
         self.interrupts.local_mut(vcpu)?.take_event()
     }
 
+    /// True if [`Platform::take_vcpu_event`] would give one.
+    pub fn has_vcpu_event(&self, vcpu: usize) -> bool {
+        self.interrupts
+            .local(vcpu)
+            .is_some_and(LocalApic::has_event)
+    }
+
     /// True if `vcpu` has a reason to leave its halt: an interrupt that can be delivered, or an event.
     pub fn wakes(&self, vcpu: usize) -> bool {
         self.interrupts

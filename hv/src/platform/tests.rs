@@ -139,6 +139,27 @@ fn the_power_button_is_a_level_interrupt() {
 }
 
 #[test]
+fn what_an_acknowledgement_leaves_interrupts_again() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    machine.route(17, 0x44);
+    let console = layout::VirtioSlot::Console.address();
+    // Up to FEATURES_OK, then a queue at an odd address: the device needs a reset and says so.
+    for (offset, value) in [(0x24, 1), (0x20, 1), (0x70, 0xB), (0x80, 1), (0x44, 1)] {
+        machine.store(console + offset, value).unwrap();
+    }
+    assert_eq!(machine.load(console + 0x60), Some(2));
+    assert_eq!(machine.take(), Some(0x44));
+    machine.msr(0x80B, 0);
+    // The driver acknowledges what it saw before that: the ring's interrupt.
+    machine.store(console + 0x64, 1).unwrap();
+    assert_eq!(machine.take(), Some(0x44), "it has not seen the other");
+    machine.msr(0x80B, 0);
+    machine.store(console + 0x64, 2).unwrap();
+    assert_eq!(machine.take(), None);
+}
+
+#[test]
 fn timers_are_foreseen_and_fire() {
     let host = TestHost::default();
     let mut machine = Machine::new(&host);

@@ -55,6 +55,7 @@ pub struct Decoder {
     ready: Vec<u8>,
     taken: usize,
     waiting: Option<Waiting>,
+    refetches: u64,
     failed: Option<DecodeError>,
 }
 
@@ -77,8 +78,14 @@ impl Decoder {
             ready: Vec::new(),
             taken: 0,
             waiting: None,
+            refetches: 0,
             failed: None,
         }
+    }
+
+    /// How many blocks had to be fetched again.
+    pub fn refetches(&self) -> u64 {
+        self.refetches
     }
 
     /// How many bytes from the line [`Decoder::push`] would take now.
@@ -275,6 +282,7 @@ impl Decoder {
         if let Some(flow) = self.flow {
             receiver.ask(flow, self.block, found.lost);
         }
+        self.refetches += 1;
         self.waiting = Some(Waiting { header, digest });
         Ok(used)
     }

@@ -38,9 +38,6 @@ impl Engine {
         frame: &Frame<'_>,
         segment: &Segment<'_>,
     ) -> bool {
-        if self.link.is_none() {
-            return false;
-        }
         let key = self.key_of(port, segment);
         if let Some(slot) = self.flows.by_key(&key) {
             if port == Port::Wan {
@@ -69,11 +66,11 @@ impl Engine {
             }
             return false;
         }
-        if self.role != Role::Branch
-            || !segment.opens()
-            || frame.destination == self.host.mac()
-            || frame.destination.is_group()
-        {
+        if frame.destination == self.host.mac() || frame.destination.is_group() {
+            return false;
+        }
+        if !segment.opens() {
+            self.notice_mid_stream(now, &key);
             return false;
         }
         let reason = match self.objection(now, frame, &key, segment) {
@@ -81,6 +78,14 @@ impl Engine {
             None => self.open(now, port, frame, key, segment),
         };
         self.counters.syns.count(reason);
+        if reason != Reason::Optimised {
+            // Not `key`: on a core that one has its ends the other way round.
+            let opened = FlowKey {
+                client: segment.source,
+                server: segment.destination,
+            };
+            self.bridged.note(now, opened, reason);
+        }
         if reason == Reason::TunnelDown {
             let complaint = Complaint {
                 quote: segment.quote(),
@@ -90,6 +95,14 @@ impl Engine {
             self.unanswered.bridged(now, key, complaint);
         }
         reason == Reason::Optimised
+    }
+
+    /// Notices a connection to the peer that goes on without a flow and whose beginning nobody remembers.
+    fn notice_mid_stream(&mut self, now: Instant, key: &FlowKey) {
+        if self.policy.is_served(*key.server.ip()) && !self.bridged.contains(key) {
+            self.counters.syns.count(Reason::MidStream);
+            self.bridged.note(now, *key, Reason::MidStream);
+        }
     }
 
     /// Whether a segment begins a new connection in place of the one that has its 4-tuple.

@@ -3,15 +3,18 @@
 //!
 //! Frames come in by [`Engine::receive`], and leave in [`Engine::poll`], which does all other work too.
 
+mod bridged;
 mod events;
 mod flow;
 mod intercept;
 mod lingering;
+mod pages;
 mod policy;
 mod statistics;
 mod table;
 mod unanswered;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
 use core::time::Duration;
@@ -20,7 +23,7 @@ use hashbrown::HashMap;
 use outpost_config::{Config, DEFAULT_PORT, Role};
 
 use crate::hash::{Keyed, Random};
-use crate::management::{Heard, Host};
+use crate::management::{Heard, Host, PAGES_PORT, Web};
 use crate::outbox::Outbox;
 use crate::switch::{Port, Ports, Switch};
 use crate::time::Instant;
@@ -29,6 +32,8 @@ use crate::wire::{self, Frame, Mac, Payload};
 
 use crate::flow::newcomer::Newcomer;
 use crate::flow::{link, message};
+use crate::tcp::Way;
+use bridged::Bridged;
 use flow::Next;
 use lingering::Lingering;
 use link::{Ends, Link};
@@ -77,6 +82,12 @@ pub struct Engine {
     flows: FlowTable,
     lingering: Lingering,
     unanswered: Unanswered,
+    bridged: Bridged,
+    web: Web,
+    /// The peer's name.
+    peer: String,
+    /// What the owner adds to the metrics.
+    added_metrics: String,
     /// Streams that the peer opened and that have not yet said what they are.
     newcomers: HashMap<StreamId, Newcomer, Keyed>,
     /// Flows that go on only after the peer's control stream has said something.
@@ -130,6 +141,14 @@ impl Engine {
             flows: FlowTable::new(parts.flow_memory, &hash),
             lingering: Lingering::new(hash.clone()),
             unanswered: Unanswered::new(hash.clone()),
+            bridged: Bridged::new(hash.clone()),
+            web: Web::default(),
+            peer: config
+                .peers
+                .first()
+                .map(|peer| peer.name.clone())
+                .unwrap_or_default(),
+            added_metrics: String::new(),
             newcomers: HashMap::with_hasher(hash.clone()),
             awaiting_control: Vec::new(),
             random,
@@ -166,11 +185,11 @@ impl Engine {
             return;
         }
         if parsed.destination == self.host.mac() {
-            self.receive_own(now, &parsed);
+            self.receive_own(now, port, &parsed);
             return;
         }
         if matches!(parsed.payload, Payload::Arp(_)) {
-            self.receive_own(now, &parsed);
+            self.receive_own(now, port, &parsed);
         }
         let ports = self.switch.forward(now, Some(port), parsed.destination);
         if !ports.is_empty() {
@@ -180,7 +199,24 @@ impl Engine {
     }
 
     /// A frame for the box itself.
-    fn receive_own(&mut self, now: Instant, frame: &Frame<'_>) {
+    fn receive_own(&mut self, now: Instant, port: Port, frame: &Frame<'_>) {
+        if let Payload::Tcp(segment) = &frame.payload
+            && segment.destination == SocketAddrV4::new(self.host.address(), PAGES_PORT)
+        {
+            if port != Port::Lan {
+                // The pages are for the LAN; to everyone else there is not even a closed port.
+                self.counters.drops.unknown_to_host += 1;
+                return;
+            }
+            let way = Way {
+                macs: self.host.back_to(frame.source),
+                ports: Ports::only(Port::Lan),
+            };
+            let seed = self.random.number();
+            if self.web.receive(now, segment, way, seed, &mut self.outbox) {
+                return;
+            }
+        }
         match self
             .host
             .receive(now, frame, &self.switch, &mut self.outbox)
@@ -209,6 +245,7 @@ impl Engine {
             self.counters.syns_unanswered += 1;
             self.complain(&complaint);
         }
+        self.serve_pages(now);
         let mut sent = self.emit(POLL_FRAMES, emit);
         let moved_before = self.bytes_moved();
         // The tunnel's events first, always: a stream that the peer has reset must not be read as if it had finished.
@@ -342,6 +379,7 @@ impl Engine {
         [
             self.host.next_wakeup(),
             self.unanswered.next_wakeup(),
+            self.web.next_wakeup(),
             self.flows.next_wakeup(),
             link.and_then(|link| link.tunnel.next_wakeup(now)),
             link.and_then(Link::next_wakeup),

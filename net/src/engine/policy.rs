@@ -8,68 +8,79 @@ use serde::Serialize;
 
 use crate::wire::{FlowKey, Segment, SynFlaw};
 
-/// What became of a SYN from the LAN or the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+/// Reasons with a counter each, which has the name that pages and telemetry use.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $reason:ident $name:ident $why:literal)*) => {
+        /// What became of a connection that the LAN or the guest began.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Reason {
+            $($(#[$doc])* $reason,)*
+        }
+
+        /// How many connections that the LAN and the guest began had which fate. See [`Reason`].
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+        #[allow(missing_docs)] // named after the reasons
+        pub struct ReasonCounts {
+            $(pub $name: u64,)*
+        }
+
+        impl Reason {
+            /// The reason's name on pages and in telemetry.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Reason::$reason => stringify!($name),)*
+                }
+            }
+
+            /// The reason in a sentence.
+            pub const fn why(self) -> &'static str {
+                match self {
+                    $(Reason::$reason => $why,)*
+                }
+            }
+        }
+
+        impl ReasonCounts {
+            /// Counts one connection.
+            pub fn count(&mut self, reason: Reason) {
+                match reason {
+                    $(Reason::$reason => self.$name += 1,)*
+                }
+            }
+
+            /// Each reason with its count.
+            pub fn all(&self) -> impl Iterator<Item = (Reason, u64)> {
+                [$((Reason::$reason, self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+reasons! {
     /// It became a flow.
-    Optimised,
+    Optimised optimised "intercepted and carried through the tunnel"
     /// No peer serves its destination: bridged.
-    NoPeer,
+    NoPeer no_peer "no peer's prefixes hold the destination (or this box is a core, or the source is no host's address)"
     /// Its destination was heard on this side of the line: bridged.
-    Local,
+    Local local "the destination is on this side of the line"
     /// The tunnel to the peer is down: bridged.
-    TunnelDown,
+    TunnelDown tunnel_down "the tunnel to the peer was down"
     /// It repeats a SYN that was bridged before the tunnel came up: bridged.
-    AlreadyBridged,
+    AlreadyBridged already_bridged "its first SYN was bridged before the tunnel came up"
+    /// It was first seen without its SYN, to a destination that the peer serves: bridged.
+    MidStream mid_stream "the connection was there before the box or its tunnel"
     /// There is no memory for one more flow: bridged.
-    FlowLimit,
+    FlowLimit flow_limit "no memory for one more flow"
     /// Too many connections, of this client or in all, have been begun and have carried nothing yet: bridged.
-    HalfOpenLimit,
+    HalfOpenLimit half_open_limit "too many connections were begun and carried nothing yet"
     /// The tunnel carries no more streams: bridged.
-    StreamLimit,
+    StreamLimit stream_limit "the tunnel carries no more streams"
     /// The IPv4 header has options: bridged.
-    IpOptions,
+    IpOptions ip_options "its packets have IPv4 options"
     /// The segments are signed (TCP MD5, TCP-AO), which no proxy can keep: bridged.
-    Signed,
+    Signed signed "its segments are signed (TCP MD5 or TCP-AO)"
     /// The checksum is wrong or the options do not parse: bridged.
-    Malformed,
-}
-
-/// How many SYNs from the LAN and the guest had which fate. See [`Reason`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[allow(missing_docs)] // named after the reasons
-pub struct ReasonCounts {
-    pub optimised: u64,
-    pub no_peer: u64,
-    pub local: u64,
-    pub tunnel_down: u64,
-    pub already_bridged: u64,
-    pub flow_limit: u64,
-    pub half_open_limit: u64,
-    pub stream_limit: u64,
-    pub ip_options: u64,
-    pub signed: u64,
-    pub malformed: u64,
-}
-
-impl ReasonCounts {
-    /// Counts one SYN.
-    pub fn count(&mut self, reason: Reason) {
-        let counter = match reason {
-            Reason::Optimised => &mut self.optimised,
-            Reason::NoPeer => &mut self.no_peer,
-            Reason::Local => &mut self.local,
-            Reason::TunnelDown => &mut self.tunnel_down,
-            Reason::AlreadyBridged => &mut self.already_bridged,
-            Reason::FlowLimit => &mut self.flow_limit,
-            Reason::HalfOpenLimit => &mut self.half_open_limit,
-            Reason::StreamLimit => &mut self.stream_limit,
-            Reason::IpOptions => &mut self.ip_options,
-            Reason::Signed => &mut self.signed,
-            Reason::Malformed => &mut self.malformed,
-        };
-        *counter += 1;
-    }
+    Malformed malformed "its SYN is malformed"
 }
 
 impl From<SynFlaw> for Reason {

@@ -163,6 +163,23 @@ pub struct Drops {
     pub bad_streams: u64,
 }
 
+impl Drops {
+    /// Each counter with its name.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("bad_length", self.bad_length),
+            ("own_source", self.own_source),
+            ("shadowed", self.shadowed),
+            ("unknown_to_host", self.unknown_to_host),
+            ("late", self.late),
+            ("no_buffers", self.no_buffers),
+            ("no_room", self.no_room),
+            ("no_route", self.no_route),
+        ]
+        .into_iter()
+    }
+}
+
 impl Statistics {
     /// A port's counters, to count.
     pub(super) fn port_mut(&mut self, port: Port) -> &mut PortCounters {

@@ -347,6 +347,11 @@ impl FlowTable {
             .map(|(slot, _)| slot as Slot)
     }
 
+    /// All flows.
+    pub fn iter(&self) -> impl Iterator<Item = &Flow> {
+        self.places.iter().filter_map(|place| place.flow.as_deref())
+    }
+
     /// When the next timer runs out.
     pub fn next_wakeup(&self) -> Option<Instant> {
         self.timers.first().map(|&(at, _)| at)

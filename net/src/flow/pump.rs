@@ -58,6 +58,8 @@ pub struct Pump {
     pub from_host: u64,
     /// Payload bytes given to the host.
     pub to_host: u64,
+    /// Bytes of blocks from the peer.
+    pub from_peer: u64,
 }
 
 impl Pump {
@@ -76,6 +78,7 @@ impl Pump {
             needs_credit: false,
             from_host: 0,
             to_host: 0,
+            from_peer: 0,
         }
     }
 
@@ -195,6 +198,7 @@ impl Pump {
             };
             let read = link.tunnel.read(self.stream, buffer);
             self.peer_finished = link.has_finished(read);
+            self.from_peer += read.len as u64;
             self.push(link, read.len)?;
             if read.len == 0 && !self.peer_finished {
                 return Ok(false);
@@ -243,6 +247,11 @@ impl Pump {
     /// What became of the bytes from the host.
     pub fn statistics(&self) -> FlowStatistics {
         self.encoder.statistics()
+    }
+
+    /// How many blocks for the host had to be fetched again.
+    pub fn refetches(&self) -> u64 {
+        self.decoder.refetches()
     }
 
     /// Gives up the place in the dictionaries.

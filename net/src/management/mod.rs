@@ -1,6 +1,8 @@
 //! The box's own station on the network that it bridges: ARP, ping, a polite no to TCP, and the tunnel's UDP datagrams.
 
 mod arp;
+mod http;
+mod web;
 
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -14,6 +16,12 @@ use crate::time::Instant;
 use crate::wire::{self, Answer, Arp, Frame, Mac, Macs, Payload};
 
 use arp::{ArpCache, Outcome, Waiter};
+
+pub use http::Page;
+pub use web::Web;
+
+/// TCP port of `/metrics` and `/flows` on the management address.
+pub const PAGES_PORT: u16 = 9090;
 
 /// What a frame for the box was.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +76,14 @@ impl Host {
         self.interface.address()
     }
 
+    /// The MAC addresses of frames to the station that sent one.
+    pub fn back_to(&self, station: Mac) -> Macs {
+        Macs {
+            source: self.mac,
+            destination: station,
+        }
+    }
+
     /// The neighbour that packets for `destination` are sent to; `None`: no route.
     pub fn next_hop(&self, destination: Ipv4Addr) -> Option<Ipv4Addr> {
         if self.interface.is_neighbour(destination) {
@@ -100,10 +116,7 @@ impl Host {
         switch: &Switch,
         outbox: &mut Outbox,
     ) -> Heard<'a> {
-        let back = Macs {
-            source: self.mac,
-            destination: frame.source,
-        };
+        let back = self.back_to(frame.source);
         let own = self.interface.address();
         let ports = |mac| switch.forward(now, None, mac);
         match &frame.payload {

@@ -9,6 +9,7 @@ mod host;
 mod hostile;
 mod line;
 mod nonsense;
+mod pages;
 mod transfers;
 mod world;
 

@@ -74,8 +74,9 @@ pub fn to_deliver_again(interrupted: u64) -> u64 {
     match interrupted & event::TYPE {
         _ if interrupted & event::VALID == 0 => 0,
         event::SOFTWARE => 0,
-        // QEMU gives an interrupted external interrupt back as an exception.
+        // QEMU gives an interrupted external interrupt or NMI back as an exception.
         event::EXCEPTION if vector >= 32 => event::VALID | event::EXTERNAL | vector,
+        event::EXCEPTION if vector == 2 => event::VALID | event::NMI | 2,
         event::EXCEPTION if matches!(vector, 3 | 4) => 0,
         _ => interrupted,
     }
@@ -147,6 +148,7 @@ mod tests {
         );
         assert_eq!(to_deliver_again(0x5_8000_0B0E), 0x5_8000_0B0E);
         assert_eq!(to_deliver_again(0x8000_0202), 0x8000_0202);
+        assert_eq!(to_deliver_again(0x8000_0302), 0x8000_0202, "type 3, NMI");
         assert_eq!(
             to_deliver_again(0x8000_0480),
             0,

@@ -200,7 +200,10 @@ impl SvmVcpu {
     }
 
     fn store_registers(&mut self) {
-        let save = &self.vmcb.save;
+        let save = &mut self.vmcb.save;
+        // SYSRET leaves SS.DPL as it was and sets CPL alone (APM vol. 3): from here on both say the same, for `System::cpl` and for CPUs that
+        // take CPL from SS at VMRUN.
+        save.ss.set_dpl(save.cpl);
         self.registers.set(Gpr::Rax, save.rax);
         self.registers.set(Gpr::Rsp, save.rsp);
         self.registers.rip = save.rip;
@@ -270,6 +273,9 @@ impl Vcpu for SvmVcpu {
         let control = &mut self.vmcb.control;
         control.tlb_control = 0;
         control.event = exits::to_deliver_again(control.exit_int_info);
+        if control.event & event::VALID != 0 {
+            control.shadow &= !1;
+        }
         let exit = exits::decode(&self.vmcb);
         #[cfg(debug_assertions)]
         if matches!(exit, Exit::BadState(_)) {
@@ -359,6 +365,8 @@ impl Vcpu for SvmVcpu {
     }
 
     fn inject(&mut self, injected: Event) {
+        // An exception ends the shadow that its instruction stood in. Nothing else is injected in one.
+        self.vmcb.control.shadow &= !1;
         self.vmcb.control.event = event::VALID
             | match injected {
                 Event::Interrupt(vector) => event::EXTERNAL | u64::from(vector),
@@ -513,6 +521,22 @@ mod tests {
     }
 
     #[test]
+    fn an_exception_ends_the_shadow_of_its_instruction() {
+        let mut vcpu = vcpu();
+        vcpu.set_system(&System {
+            pat: 6,
+            ..System::default()
+        });
+        // `mov ss` and then an instruction that faults: any program can do that.
+        vcpu.vmcb.control.shadow = 1;
+        vcpu.inject(Event::Exception(13, Some(0)));
+        assert_eq!(vcpu.delivery(), Delivery::Busy);
+        vcpu.watch_window(true);
+        vcpu.load_registers();
+        assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
+    }
+
+    #[test]
     fn the_window_is_watched_and_let_go() {
         let mut vcpu = vcpu();
         vcpu.watch_window(true);
@@ -550,5 +574,26 @@ mod tests {
         vcpu.set_system(&system);
         assert_eq!(vcpu.system(), system);
         assert_eq!(vcpu.vmcb.save.efer, 0x1500);
+    }
+
+    #[test]
+    fn user_code_stays_user_code_whatever_sysret_left_in_ss() {
+        let mut vcpu = vcpu();
+        let mut system = System {
+            cr0: 0x8000_0011,
+            pat: 6,
+            ..System::default()
+        };
+        system.ss.attributes = 0xC93;
+        vcpu.set_system(&system);
+        // The guest has gone to user mode by SYSRET: CPL is 3, the stack segment's descriptor is still the kernel's.
+        vcpu.vmcb.save.cpl = 3;
+        vcpu.store_registers();
+        let system = vcpu.system();
+        assert_eq!(system.cpl(), 3);
+        vcpu.set_system(&system);
+        assert_eq!(vcpu.vmcb.save.cpl, 3, "writing it back promotes nobody");
+        vcpu.load_registers();
+        assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
     }
 }

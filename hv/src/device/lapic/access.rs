@@ -44,6 +44,18 @@ const LVT_WRITABLE: [u32; LOCAL_VECTORS] = [
     0x1_00FF, // error: vector, mask
 ];
 
+/// Read-only bits of local vectors that may be written back as read: delivery status, remote IRR.
+const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
+
+/// Bits of the interrupt command register that may be written in x2APIC mode (11.12.9). Delivery status, bit 12, is ignored, as by KVM.
+const COMMAND_BITS: u64 = 0xFFFF_FFFF_000C_DFFF;
+
+/// Bits of the spurious vector register: vector, enable, and focus checking of old CPUs.
+const SPURIOUS_BITS: u32 = 0x3FF;
+
+/// Bits of the divide configuration register.
+const DIVIDE_BITS: u32 = 0b1011;
+
 impl LocalApic {
     /// Reads x2APIC register `msr` (0x800–0x83f).
     ///
@@ -74,11 +86,30 @@ impl LocalApic {
     ) -> Result<Effect, GeneralProtection> {
         let register = self.x2apic_register(msr)?;
         if register == register::COMMAND {
+            if value & !COMMAND_BITS != 0 {
+                return Err(GeneralProtection);
+            }
             self.command = value & !(1 << 12);
             return Ok(self.send_command());
         }
         let value = u32::try_from(value).map_err(|_| GeneralProtection)?;
+        // Reserved bits fault here, where xAPIC mode ignores them (11.12.1.3).
+        let known = match register {
+            register::SPURIOUS => SPURIOUS_BITS,
+            register::DIVIDE => DIVIDE_BITS,
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                LVT_WRITABLE[(register - register::LVT_TIMER) as usize] | LVT_READ_ONLY
+            }
+            _ => u32::MAX,
+        };
+        if value & !known != 0 {
+            return Err(GeneralProtection);
+        }
         match register {
+            register::SELF_IPI if value < 16 => {
+                self.error(ERROR_SEND_VECTOR);
+                Ok(Effect::None)
+            }
             register::SELF_IPI if value <= 0xFF => Ok(Effect::Send(Message {
                 destination: Destination::Myself,
                 mode: DeliveryMode::Fixed,

@@ -217,16 +217,16 @@ impl LocalApic {
         }
     }
 
-    /// Takes a message that is for this one.
-    pub fn accept(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
+    /// Takes a message that is for this one. False if it takes no interrupts now.
+    pub fn accept(&mut self, mode: DeliveryMode, vector: u8, level: bool) -> bool {
         match mode {
             DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
                 if !self.is_software_enabled() {
-                    return;
+                    return false;
                 }
                 if vector < 16 {
                     self.error(ERROR_RECEIVE_VECTOR);
-                    return;
+                    return true;
                 }
                 self.requests.insert(vector);
                 if level {
@@ -243,6 +243,7 @@ impl LocalApic {
             DeliveryMode::Startup => self.startup = Some(vector),
             DeliveryMode::Smi | DeliveryMode::External => {}
         }
+        true
     }
 
     /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI.

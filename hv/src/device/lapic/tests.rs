@@ -124,6 +124,39 @@ fn commands_become_messages() {
 }
 
 #[test]
+fn reserved_bits_fault_in_x2apic_mode_only() {
+    let mut apic = enabled();
+    for (msr, value) in [
+        (SVR, 0x11FF),
+        (0x83E, 0x4),
+        (0x832, 0x8_00EC),
+        (0x833, 0x8000),
+        (0x837, 0x100),
+        (ICR, 0x10_0041),
+        (ICR, 0x1_0041),
+        (ICR, 0x2041),
+    ] {
+        let result = apic.write_msr(msr, value, 0);
+        assert_eq!(result, Err(GeneralProtection), "{msr:#x}: {value:#x}");
+    }
+    assert_eq!(apic.read_msr(0x832, 0), Ok(0x1_0000), "as it was");
+    // What a kernel reads and writes back is taken.
+    assert_eq!(apic.write_msr(0x835, 0x1_5700, 0), Ok(Effect::None));
+    assert_eq!(apic.read_msr(0x835, 0), Ok(0x1_0700));
+    let mut apic = LocalApic::new(0, ApicMode::XApic);
+    assert_eq!(apic.write_mmio(0xF0, 0xFFFF_F1FF, 0), Effect::None);
+    assert_eq!(apic.read_mmio(0xF0, 0), 0x1FF);
+}
+
+#[test]
+fn an_illegal_vector_to_oneself_is_a_send_error() {
+    let mut apic = enabled();
+    assert_eq!(apic.write_msr(0x83F, 5, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x828, 0, 0), Ok(Effect::None));
+    assert_eq!(apic.read_msr(0x828, 0), Ok(0x20));
+}
+
+#[test]
 fn xapic_commands_are_written_in_two_halves() {
     let mut apic = LocalApic::new(0, ApicMode::XApic);
     assert_eq!(apic.write_mmio(0xF0, 0x1FF, 0), Effect::None);

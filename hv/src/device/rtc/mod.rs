@@ -49,6 +49,8 @@ const VALID: u8 = 0x80;
 const LATEST: u64 = 253_402_300_799;
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// Seconds of a day.
+const DAY: i64 = 86_400;
 /// Alarm fields from here on match everything.
 const ANY: u8 = 0xC0;
 
@@ -241,30 +243,53 @@ impl Rtc {
         self.decode(value & 0x7F) % 12 + afternoon
     }
 
-    /// True if the alarm is for this time.
-    fn alarm_matches(&self, time: DateTime) -> [bool; 3] {
+    /// The second of the day of the next alarm at or after `start`, a second of a day; none if the alarm never matches. The
+    /// fields are looked for one after the other, so that no setting takes more than a few dozen steps: this is asked at each exit.
+    fn alarm_in_day(&self, start: i64) -> Option<i64> {
         let [second, minute, hour] = self.alarm;
-        [
-            second >= ANY || self.decode(second) == time.second,
-            minute >= ANY || self.decode(minute) == time.minute,
-            hour >= ANY || self.decode_hour(hour) == time.hour,
-        ]
+        let field = |value: u8, number: u8| (value < ANY).then_some(i64::from(number));
+        let second = field(second, self.decode(second));
+        let minute = field(minute, self.decode(minute));
+        let hour = field(hour, self.decode_hour(hour));
+        // The first value at or after `from` that the field takes, below `limit`.
+        let next = |field: Option<i64>, from: i64, limit: i64| {
+            let value = field.unwrap_or(from);
+            (from..limit).contains(&value).then_some(value)
+        };
+        let (from_hour, from_minute, from_second) = (start / 3600, start / 60 % 60, start % 60);
+        // In this minute, in a later one of this hour, in a later hour.
+        if let Some(hour) = next(hour, from_hour, 24) {
+            let (from_minute, from_second) = if hour == from_hour {
+                (from_minute, from_second)
+            } else {
+                (0, 0)
+            };
+            if let Some(at) = next(minute, from_minute, 60) {
+                let from_second = if at == from_minute { from_second } else { 0 };
+                if let Some(second) = next(second, from_second, 60) {
+                    return Some(hour * 3600 + at * 60 + second);
+                }
+                if let (Some(minute), Some(second)) =
+                    (next(minute, at + 1, 60), next(second, 0, 60))
+                {
+                    return Some(hour * 3600 + minute * 60 + second);
+                }
+            }
+        }
+        let hour = next(hour, from_hour + 1, 24)?;
+        Some(hour * 3600 + next(minute, 0, 60)? * 60 + next(second, 0, 60)?)
     }
 
-    /// The next second after `after` for which the alarm is, if there is one within a day.
+    /// The next second after `after` for which the alarm is.
     fn next_alarm(&self, after: i64) -> Option<i64> {
-        let mut at = after.saturating_add(1);
-        let end = at.saturating_add(86400);
-        while at < end {
-            let step = match self.alarm_matches(DateTime::from_unix(at)) {
-                [true, true, true] => return Some(at),
-                [_, _, false] => 3600,
-                [_, false, _] => 60,
-                _ => 1,
-            };
-            at += step - at.rem_euclid(step);
+        let at = after.saturating_add(1);
+        let (day, second) = (at.div_euclid(DAY), at.rem_euclid(DAY));
+        match self.alarm_in_day(second) {
+            Some(second) => Some(day.saturating_mul(DAY).saturating_add(second)),
+            None => self
+                .alarm_in_day(0)
+                .map(|second| (day + 1).saturating_mul(DAY).saturating_add(second)),
         }
-        None
     }
 
     /// Length of the periodic interrupt's period, in nanoseconds; none if it is off.
@@ -442,7 +467,43 @@ mod tests {
         assert_eq!(read(&mut rtc, 0x0F, 0), 0x0A);
     }
 
+    #[test]
+    fn an_alarm_that_never_comes_costs_nothing() {
+        let mut rtc = Rtc::new(BOOT);
+        // Second 79 of any minute: there is none.
+        for (index, value) in [(1, 0x7F), (3, 0xFF), (5, 0xFF)] {
+            write(&mut rtc, index, value, 0);
+        }
+        write(&mut rtc, 0xB, B_24_HOURS | ALARM, 0);
+        let start = std::time::Instant::now();
+        for _ in 0..100_000 {
+            assert_eq!(rtc.deadline_ns(), None);
+        }
+        // Looking at each second of a day takes more than a minute; this, milliseconds.
+        assert!(start.elapsed().as_secs() < 20);
+    }
+
     proptest! {
+        /// Against a clock that is asked second by second.
+        #[test]
+        fn alarms_are_found(alarm in any::<[u8; 3]>(), narrow in any::<[bool; 3]>(), b in any::<u8>(), start in 0_i64..DAY) {
+            let mut rtc = Rtc::new(BOOT);
+            rtc.b = b & (B_BINARY | B_24_HOURS);
+            for (index, value) in alarm.into_iter().enumerate() {
+                rtc.alarm[index] = if narrow[index] { value % 0x24 } else { value };
+            }
+            let matches = |at: i64| {
+                let time = DateTime::from_unix(at);
+                let [second, minute, hour] = rtc.alarm;
+                (second >= ANY || rtc.decode(second) == time.second)
+                    && (minute >= ANY || rtc.decode(minute) == time.minute)
+                    && (hour >= ANY || rtc.decode_hour(hour) == time.hour)
+            };
+            let after = BOOT as i64 + start;
+            let expected = (after + 1..=after + DAY).find(|at| matches(*at));
+            prop_assert_eq!(rtc.next_alarm(after), expected);
+        }
+
         #[test]
         fn any_access_is_survived(
             ops in proptest::collection::vec(any::<(bool, u8, u8, u32)>(), 1..200),

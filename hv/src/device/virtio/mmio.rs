@@ -37,6 +37,9 @@ mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
+/// Offset of the register by which the driver says what it has seen of the interrupt status.
+pub const INTERRUPT_ACKNOWLEDGE: u64 = register::INTERRUPT_ACKNOWLEDGE;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// "QEMU": some drivers know their devices by it, none mind it.
 const VENDOR: u32 = u32::from_le_bytes(*b"QEMU");
@@ -119,7 +122,8 @@ impl<B: Backend> MmioDevice<B> {
         self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
     }
 
-    /// The interrupt line. Edge-triggered: it rises when the driver has something new to see and has acknowledged what came before.
+    /// The interrupt line. Edge-triggered: it rises when the driver has something new to see and has acknowledged what came before; the
+    /// platform lowers it for a moment at each acknowledgement.
     pub fn interrupt(&self) -> bool {
         self.interrupt_status != 0
     }

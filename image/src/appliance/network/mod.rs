@@ -11,6 +11,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
 use outpost_config::{ByteSize, Config};
+use outpost_net::report::Exposition;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
@@ -187,6 +188,7 @@ impl Service {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
             telemetry::status(&guest::state(), guest::exits().total(), self.statistics());
+            self.append_metrics();
             self.next_console_ns = now_ns;
         }
         if now_ns >= self.next_console_ns {
@@ -205,6 +207,33 @@ impl Service {
             };
             self.next_console_ns = now_ns + pause;
         }
+    }
+
+    /// What the WAN stack does not know, for `/metrics`.
+    fn append_metrics(&mut self) {
+        let Forwarder::Engine(engine) = &mut self.forwarder else {
+            return;
+        };
+        let (up, state, exits) = (
+            clock::now_ms() / 1000,
+            guest::state(),
+            guest::exits().total(),
+        );
+        let mut out = Exposition::new();
+        out.gauge("outpost_uptime_seconds", "Since the box started.", &[], up);
+        out.gauge(
+            "outpost_guest_state",
+            "1 for the state that the guest is in.",
+            &[("state", &state)],
+            1,
+        );
+        out.counter(
+            "outpost_guest_exits_total",
+            "Times that the guest left for the hypervisor.",
+            &[],
+            exits,
+        );
+        engine.append_metrics(out.into_text());
     }
 
     fn statistics(&self) -> Value {

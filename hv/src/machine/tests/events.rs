@@ -1,0 +1,195 @@
+//! Interrupts, NMIs, INIT and the timer: when they are delivered, and what waits for what.
+
+use super::*;
+
+/// A guest whose local APIC fires vector 40h after a microsecond; gives what each entry was handed.
+fn with_timer(host: &Box0, then: &[Exit], rflags: u64) -> (StopReason, Vec<(Option<Event>, bool)>) {
+    let mut scene = Scene::new(host, &[0xF4; 16], then);
+    for (msr, value) in [(0x80F, 0x1FF), (0x83E, 0xB), (0x832, 0x40), (0x838, 1000)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    scene.set(|registers| registers.rflags |= rflags);
+    let reason = scene.run();
+    let entries = scene.script.borrow().entries.clone();
+    (reason, entries)
+}
+
+#[test]
+fn a_halted_guest_is_woken_by_its_timer() {
+    let host = Box0::default();
+    let (reason, entries) = with_timer(&host, &[Exit::Halt], RFLAGS_IF);
+    assert_eq!(reason, StopReason::TripleFault);
+    assert_eq!(
+        entries,
+        [(None, false), (Some(Event::Interrupt(0x40)), false)]
+    );
+    assert_eq!(
+        (host.idled.load(Ordering::Relaxed), host.now_ns()),
+        (1, 1000)
+    );
+}
+
+#[test]
+fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
+    let host = Box0::default();
+    host.inner.set_now(0);
+    let mut scene = Scene::new(&host, &[], &[Exit::HostInterrupt, Exit::InterruptWindow]);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    host.inner.set_now(1000);
+    scene.script.borrow_mut().delivery = Some(Delivery::Masked);
+    scene.run();
+    let entries = scene.script.borrow().entries.clone();
+    assert_eq!(
+        entries,
+        [(None, true), (None, true), (None, true)],
+        "watched until it can be delivered"
+    );
+    assert_eq!(host.interrupts.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn nothing_is_armed_in_an_interrupt_shadow() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[], &[]);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    host.inner.set_now(1000);
+    scene.machine.platform.service(&scene.machine.memory);
+    scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
+    assert_eq!(
+        scene.machine.deliver(0),
+        Ok(Some(1000 + SHADOW_NS)),
+        "looked at again soon instead"
+    );
+    assert!(!scene.script.borrow().window && scene.script.borrow().injected.is_empty());
+    // When the shadow is over it is still there.
+    scene.script.borrow_mut().delivery = Some(Delivery::Ready);
+    assert_eq!(scene.machine.deliver(0), Ok(None));
+    assert_eq!(scene.script.borrow().injected, [Event::Interrupt(0x40)]);
+}
+
+#[test]
+fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[0xF4], &[]);
+    // An NMI to itself.
+    scene
+        .machine
+        .platform()
+        .apic_msr_write(0, 0x830, 0x4_4400)
+        .unwrap();
+    for busy in [Delivery::Shadow, Delivery::Busy] {
+        scene.script.borrow_mut().delivery = Some(busy);
+        assert_eq!(scene.machine.deliver(0), Ok(Some(SHADOW_NS)));
+        assert!(scene.script.borrow().injected.is_empty());
+    }
+    // It wakes a halt with interrupts off.
+    scene.script.borrow_mut().delivery = Some(Delivery::Masked);
+    assert_eq!(scene.machine.handle(Exit::Halt), Ok(()));
+    assert_eq!(scene.machine.deliver(0), Ok(None));
+    assert_eq!(scene.script.borrow().injected, [Event::Nmi]);
+}
+
+#[test]
+fn an_interrupt_may_end_without_an_exit() {
+    let host = Box0::default();
+    let exits = [Exit::WriteMsr, Exit::HostInterrupt, Exit::HostInterrupt];
+    let mut scene = Scene::new(&host, &[0x0F, 0x30], &exits);
+    for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
+        scene
+            .machine
+            .platform()
+            .apic_msr_write(0, msr, value)
+            .unwrap();
+    }
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0x4B56_4D04);
+        registers.set(Gpr::Rax, 0x9001);
+    });
+    scene.machine.vcpu.bind().unwrap();
+    scene.machine.turn().unwrap();
+    // The timer's interrupt is delivered and the end of it offered: the guest has not used that by the exit.
+    host.inner.set_now(1_000_000);
+    scene.machine.vcpu.registers_mut().rflags |= RFLAGS_IF;
+    scene.machine.turn().unwrap();
+    assert_eq!(scene.injected(), [Event::Interrupt(0x40)]);
+    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(0), "taken back");
+    assert!(
+        scene.machine.platform.end_needs_no_exit(0),
+        "still in service"
+    );
+    // Next time the guest clears the bit.
+    scene.machine.offer_end(0);
+    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(1));
+    scene.machine.memory.write_u8(0x9000, 0).unwrap();
+    scene.machine.accept_end(0);
+    assert!(
+        !scene.machine.platform.end_needs_no_exit(0),
+        "nothing in service"
+    );
+}
+
+#[test]
+fn a_storm_of_exceptions_keeps_no_interrupt_from_the_box() {
+    let host = Box0::default();
+    // Alignment checks in the delivery of alignment checks: the guest never executes anything between them.
+    let exits = [Exit::Exception(17, Some(0)); 5];
+    let mut scene = Scene::new(&host, &[], &exits);
+    assert_eq!(scene.run(), StopReason::TripleFault);
+    assert_eq!(host.interrupts.load(Ordering::Relaxed), 5);
+}
+
+#[test]
+fn a_new_tsc_moves_the_deadline() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
+    let platform = scene.machine.platform();
+    platform.apic_msr_write(0, 0x80F, 0x1FF).unwrap();
+    platform.apic_msr_write(0, 0x832, 0x4_0040).unwrap();
+    // An hour ahead of where the TSC was, then half a second (of 2 GHz) ahead of where it is put.
+    platform.set_tsc_deadline(0, 7_200_000_000_000, 0);
+    scene.set(|registers| {
+        registers.set(Gpr::Rcx, 0x10);
+        let tsc = 7_199_000_000_000_u64;
+        registers.set(Gpr::Rax, tsc & 0xFFFF_FFFF);
+        registers.set(Gpr::Rdx, tsc >> 32);
+    });
+    scene.run();
+    let platform = scene.machine.platform();
+    assert_eq!(platform.tsc_deadline(0), 7_200_000_000_000);
+    let deadline = platform.next_deadline_ns().unwrap();
+    assert!(deadline <= 500_000_000, "{deadline}");
+}
+
+#[test]
+fn the_only_vcpu_cannot_reset_itself() {
+    let host = Box0::default();
+    let mut scene = Scene::new(&host, &[], &[]);
+    scene
+        .machine
+        .platform()
+        .apic_msr_write(0, 0x80F, 0x1FF)
+        .unwrap();
+    // INIT to itself by physical identifier.
+    scene
+        .machine
+        .platform()
+        .apic_msr_write(0, 0x830, 0x4500)
+        .unwrap();
+    assert_eq!(scene.run(), StopReason::SelfInit);
+}

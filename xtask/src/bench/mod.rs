@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: figures beside those of a peer in the same run. Tests are elsewhere: nothing here runs in CI.
+
+mod report;
+mod sched;
+
+use anyhow::{Result, ensure};
+
+/// What can be measured.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// The scheduling policies side by side, in the simulator
+    Sched(sched::Args),
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// It could not be measured, or a row does not hold.
+pub fn run(command: &Command) -> Result<()> {
+    let all_hold = match command {
+        Command::Sched(arguments) => sched::run(arguments)?,
+    };
+    ensure!(all_hold, "not every row holds: see above");
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! `cargo xtask bench sched`: the scheduling policies side by side, in the simulator. The same seed gives the same figures.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use outpost_hv::sched::sim::{Simulation, Work};
+use outpost_hv::sched::{CpuSet, Kind, Nice, Policy, TaskId, Tuning};
+
+use super::report::{Limit, Report, Row};
+use crate::process;
+
+const SECOND: u64 = 1_000_000_000;
+const POLICIES: [(Policy, &str); 3] = [
+    (Policy::Fair, "fair"),
+    (Policy::Balance, "balance"),
+    (Policy::Gang, "gang"),
+];
+
+/// `cargo xtask bench sched`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Seconds that are simulated for each figure
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    seconds: u64,
+    /// What the simulator's random numbers start from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Also write the rows to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Interrupted, or the report cannot be written.
+pub fn run(arguments: &Args) -> Result<bool> {
+    println!(
+        "Simulated: 2 CPUs, {} s for each figure, seed {}. The service wants all of CPU 0, at nice 0 like the guest.",
+        arguments.seconds, arguments.seed
+    );
+    let mut report = Report::new("sched");
+    for (policy, name) in POLICIES {
+        process::check_interrupted()?;
+        locks(arguments, policy, name, &mut report);
+        barrier(arguments, policy, name, &mut report);
+    }
+    for (policy, name) in POLICIES {
+        process::check_interrupted()?;
+        weights(arguments, policy, name, &mut report);
+        latency(arguments, policy, name, &mut report);
+    }
+    report.finish(arguments.report.as_deref())
+}
+
+fn simulation(arguments: &Args, policy: Policy) -> Simulation {
+    Simulation::new(policy, Tuning::default(), 2, arguments.seed)
+}
+
+/// Two vCPUs, and a service that wants all it can get of CPU 0.
+fn contended(arguments: &Args, policy: Policy, work: Work) -> (Simulation, [TaskId; 2], TaskId) {
+    let mut simulation = simulation(arguments, policy);
+    let vcpus =
+        [(); 2].map(|()| simulation.add(Kind::Vcpu, Nice::default(), CpuSet::below(2), work));
+    let greedy = Work::BurnInPieces { piece_ns: 50_000 };
+    let service = simulation.add(Kind::Service, Nice::default(), CpuSet::only(0), greedy);
+    simulation.run(arguments.seconds * SECOND);
+    (simulation, vcpus, service)
+}
+
+fn locks(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
+    let work = Work::Lock {
+        mean_outside_ns: 20_000,
+        mean_inside_ns: 10_000,
+    };
+    let (mut simulation, vcpus, service) = contended(arguments, policy, work);
+    let outcomes = vcpus.map(|id| simulation.outcome(id));
+    let ran: u64 = outcomes.iter().map(|it| it.times.run_ns).sum();
+    let in_vain: u64 = outcomes.iter().map(|it| it.spun_in_vain_ns).sum();
+    let rounds: u64 = outcomes.iter().map(|it| it.rounds).sum();
+    let row = Row::new(
+        format!("lock, {name}: guest time spun for a holder that does not run"),
+        "%",
+        percent(in_vain, ran),
+    );
+    report.add(match policy {
+        Policy::Gang => row.limited(Limit::AtMost(5.0)),
+        _ => row,
+    });
+    let seconds = arguments.seconds as f64;
+    report.add(Row::new(
+        format!("lock, {name}: locks taken"),
+        "1/s",
+        rounds as f64 / seconds,
+    ));
+    let share = percent(
+        simulation.outcome(service).times.run_ns,
+        arguments.seconds * SECOND,
+    );
+    let row = Row::new(
+        format!("lock, {name}: the service's share of CPU 0"),
+        "%",
+        share,
+    );
+    report.add(row.limited(Limit::AtLeast(48.0)));
+    if policy == Policy::Gang {
+        let gang = simulation.gang();
+        let lost = percent(gang.idle_lost_ns, 2 * arguments.seconds * SECOND);
+        report.add(Row::new(
+            "lock, gang: idle lost to the gang, of both CPUs",
+            "%",
+            lost,
+        ));
+        let skew = gang.skew_ns as f64 / gang.slots.max(1) as f64 / 1e3;
+        report.add(Row::new("lock, gang: skew of a slot", "µs", skew));
+        report.add(Row::new(
+            "lock, gang: rendezvous missed",
+            "",
+            gang.missed as f64,
+        ));
+    }
+}
+
+fn barrier(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
+    let work = Work::Barrier { mean_ns: 200_000 };
+    let (mut simulation, vcpus, _) = contended(arguments, policy, work);
+    let outcomes = vcpus.map(|id| simulation.outcome(id));
+    let rounds = outcomes.iter().map(|it| it.rounds).sum::<u64>() / 2;
+    report.add(Row::new(
+        format!("barrier, {name}: barriers passed"),
+        "1/s",
+        rounds as f64 / arguments.seconds as f64,
+    ));
+}
+
+/// A vCPU and a greedy service on each CPU.
+fn weights(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
+    for (guest, services) in [(0, 0), (0, 5), (-5, 10)] {
+        let nice = |value| Nice::new(value).unwrap_or_default();
+        let mut simulation = simulation(arguments, policy);
+        let mut ids = Vec::new();
+        for cpu in 0..2 {
+            let only = CpuSet::only(cpu);
+            ids.push(simulation.add(Kind::Vcpu, nice(guest), only, Work::Burn));
+            let greedy = Work::BurnInPieces { piece_ns: 20_000 };
+            simulation.add(Kind::Service, nice(services), only, greedy);
+        }
+        simulation.run(arguments.seconds * SECOND);
+        let ran: u64 = ids
+            .iter()
+            .map(|id| simulation.outcome(*id).times.run_ns)
+            .sum();
+        let share = percent(ran, 2 * arguments.seconds * SECOND);
+        let (ours, theirs) = (nice(guest).weight(), nice(services).weight());
+        let due = percent(u64::from(ours), u64::from(ours + theirs));
+        let mut row = Row::new(
+            format!("nice {guest}/{services}, {name}: the guest's share"),
+            "%",
+            share,
+        )
+        .beside("by weight", due);
+        row.holds = (share - due).abs() <= 2.0;
+        row.limit = Some(String::from("within 2"));
+        report.add(row);
+    }
+}
+
+/// Packets for a service while the guest burns every CPU, and while it sleeps.
+fn latency(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
+    let measure = |vcpus: usize| {
+        let mut simulation = simulation(arguments, policy);
+        let work = Work::Packets {
+            mean_apart_ns: 200_000,
+            cost_ns: 15_000,
+        };
+        let stack = simulation.add(Kind::Service, Nice::default(), CpuSet::only(0), work);
+        for _ in 0..vcpus {
+            simulation.add(Kind::Vcpu, Nice::default(), CpuSet::below(2), Work::Burn);
+        }
+        simulation.run(arguments.seconds * SECOND);
+        simulation.outcome(stack).percentile_ns(99) as f64 / 1e6
+    };
+    let (idle, busy) = (measure(0), measure(2));
+    let mut row = Row::new(
+        format!("{name}: packet latency, p99, guest burning"),
+        "ms",
+        busy,
+    )
+    .beside("guest asleep", idle);
+    row.holds = busy <= idle + 2.0;
+    row.limit = Some(String::from("at most 2 more"));
+    report.add(row);
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    100.0 * part as f64 / whole.max(1) as f64
+}

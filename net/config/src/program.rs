@@ -119,8 +119,16 @@ impl ProgramConfig {
         Ok(config)
     }
 
+    /// Parses what was read from a disk, which need not be UTF-8.
+    ///
+    /// # Errors
+    /// As [`Config::parse_bytes`](crate::Config::parse_bytes).
+    pub fn parse_bytes(bytes: &[u8]) -> Result<ProgramConfig, ConfigError> {
+        crate::text_of(bytes).and_then(ProgramConfig::parse)
+    }
+
     fn check(&self, text: &str) -> Result<(), ConfigError> {
-        use Step::{Index, Key};
+        use Step::Key;
         let fault = |path: &[Step<'_>], message: String| Err(at(text, path, message));
         if self.listen.port() == 0 {
             let message = "the tunnel needs a port; write listen = \"0.0.0.0:3301\"";
@@ -150,7 +158,8 @@ impl ProgramConfig {
     fn check_listeners(&self, text: &str) -> Result<(), ConfigError> {
         use Step::{Index, Key};
         if self.role == Role::Branch && self.from_client {
-            let message = "a branch connects to no servers; from_client belongs into the core's file";
+            let message =
+                "a branch connects to no servers; from_client belongs into the core's file";
             return Err(at(text, &[Key("from_client")], String::from(message)));
         }
         let mut taken: Vec<SocketAddrV4> = Vec::new();
@@ -204,8 +213,15 @@ impl ProgramConfig {
         if let Some(name) = peer
             && !self.peers.iter().any(|peer| peer.name == *name)
         {
-            let names: Vec<String> = self.peers.iter().map(|it| format!("`{}`", it.name)).collect();
-            let message = format!("no [[peer]] is called `{name}`; there is {}", names.join(", "));
+            let names: Vec<String> = self
+                .peers
+                .iter()
+                .map(|it| format!("`{}`", it.name))
+                .collect();
+            let message = format!(
+                "no [[peer]] is called `{name}`; there is {}",
+                names.join(", ")
+            );
             return Err(at(text, &with("peer"), message));
         }
         check_port(text, &with("listen"), listen, taken)
@@ -280,18 +296,43 @@ mod tests {
         assert_eq!(good.socks[0].listen.port(), 1080);
         assert_eq!(good.transparent.unwrap().peer.as_deref(), Some("head"));
         for (more, line, word) in [
-            ("[[socks]]\nlisten = \"127.0.0.1:1080\"\npeer = \"tail\"\n", 18, "no [[peer]] is called `tail`; there is `head`"),
-            ("[[socks]]\nlisten = \"0.0.0.0:3300\"\npeer = \"head\"\n", 17, "taken by another section"),
-            ("[[socks]]\nlisten = \"127.0.0.1:1080\"\n", 16, "`peer` is missing"),
-            ("[transparent]\nlisten = \"0.0.0.0:9090\"\npeer = \"head\"\n", 15, "taken by another section"),
-            ("[transparent]\nlisten = \"0.0.0.0:3302\"\n", 16, "nothing would be optimised"),
+            (
+                "[[socks]]\nlisten = \"127.0.0.1:1080\"\npeer = \"tail\"\n",
+                18,
+                "no [[peer]] is called `tail`; there is `head`",
+            ),
+            (
+                "[[socks]]\nlisten = \"0.0.0.0:3300\"\npeer = \"head\"\n",
+                17,
+                "taken by another section",
+            ),
+            (
+                "[[socks]]\nlisten = \"127.0.0.1:1080\"\n",
+                16,
+                "`peer` is missing",
+            ),
+            (
+                "[transparent]\nlisten = \"0.0.0.0:9090\"\npeer = \"head\"\n",
+                15,
+                "taken by another section",
+            ),
+            (
+                "[transparent]\nlisten = \"0.0.0.0:3302\"\n",
+                16,
+                "nothing would be optimised",
+            ),
         ] {
             let error = with(more).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.line(), Some(line), "{error}");
         }
-        let error = ProgramConfig::parse(&branch().replacen("[store]", "from_client = true\n[store]", 1)).unwrap_err();
-        assert!(error.line() == Some(3) && error.message().contains("core"), "{error}");
+        let error =
+            ProgramConfig::parse(&branch().replacen("[store]", "from_client = true\n[store]", 1))
+                .unwrap_err();
+        assert!(
+            error.line() == Some(3) && error.message().contains("core"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -4,7 +4,11 @@
 
 mod flow;
 mod hub;
+mod ledger;
 mod metrics;
 mod program;
+mod socks;
+mod transparent;
+mod wire;
 
 pub use program::{Program, StartError, keygen};

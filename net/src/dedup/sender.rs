@@ -449,8 +449,7 @@ impl<S: Store> Sender<S> {
             block: self.store.forward(position).get(..len)?,
             span: &|position| span(confirmed, own, floor, position),
         };
-        self.coder
-            .encode(&input, far, self.effort, tables, out)
+        self.coder.encode(&input, far, self.effort, tables, out)
     }
 
     /// Appends a block's bytes to the log, which must have room for them in one piece, and returns their position.

@@ -8,6 +8,7 @@ mod ledger;
 mod metrics;
 mod program;
 mod socks;
+mod store;
 mod transparent;
 mod wire;
 

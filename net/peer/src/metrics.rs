@@ -76,6 +76,18 @@ fn metrics(shown: &Shown) -> String {
         let (tunnel, sent, received) = session.statistics();
         report::add_tunnel(&mut out, &hub.name, session.is_up(), &tunnel);
         report::add_dedup(&mut out, &hub.name, &sent, &received);
+        for (effort, blocks) in [
+            ("full", sent.coded_blocks.saturating_sub(sent.fast_blocks)),
+            ("fast", sent.fast_blocks),
+        ] {
+            out.counter(
+                "outpost_dedup_coded_blocks_total",
+                "Blocks compressed, by the effort spent on them.",
+                &[("peer", &hub.name), ("effort", effort)],
+                blocks,
+            );
+        }
+        crate::store::add_metrics(&mut out, &hub.name, &session.store_statistics());
         add_flows(&mut out, hub, session.bad_streams());
     }
     for (reason, count) in shown.ledger.reasons.borrow().all() {

@@ -24,10 +24,8 @@ use crate::ledger::Ledger;
 use crate::metrics::{self, Shown};
 use crate::transparent::{self, Routes};
 use crate::wire::Wire;
-use crate::{hub, socks};
+use crate::{hub, socks, store};
 
-/// Memory for the dictionaries of both directions with a peer, if the configuration does not say.
-const STORE_MEMORY: usize = 256 << 20;
 /// How long flows may take to finish when the program is asked to stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -143,11 +141,6 @@ impl Program {
     /// An address cannot be listened at, or a key is used at both ends.
     pub async fn start(config: ProgramConfig) -> Result<Program, StartError> {
         check(&config)?;
-        if let Some(path) = &config.store.path {
-            log::warn!(
-                "[store] path {path:?}: this version keeps the dictionary in memory; it starts empty each time"
-            );
-        }
         let ledger = Rc::new(Ledger::default());
         let mut program = Program {
             shown: Rc::new(Shown {
@@ -200,7 +193,9 @@ impl Program {
                 wire
             }
         };
-        let store = self.config.store.memory.or(self.config.store.size);
+        let place = store::place(&self.config.store, &peer.name, self.config.peers.len())
+            .await
+            .map_err(|message| StartError::new(&[Key("store"), Key("path")], message))?;
         let config = SessionConfig {
             tunnel: TunnelConfig::new(self.config.private_key.0, peer.public_key.0),
             endpoint: match self.config.role {
@@ -208,12 +203,12 @@ impl Program {
                 Role::Branch => peer.endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),
             },
             seed: seed()?,
-            store_memory: store.map_or(STORE_MEMORY, |size| {
-                usize::try_from(size.bytes()).unwrap_or(usize::MAX)
-            }),
+            store: place.parts.clone(),
         };
         let from_client = self.config.from_client;
+        let opening = std::time::Instant::now();
         let hub = Hub::new(&peer.name, config, from_client, wire, self.ledger.clone());
+        place.keep(&hub, opening.elapsed());
         hub.wire.add(hub.clone());
         let carrier = hub.clone();
         tasks.push(tokio::task::spawn_local(async move {
@@ -413,6 +408,7 @@ async fn close(hub: &hub::Hub) {
     hub.dirty.notify_one();
     // The farewell leaves, and flows are told.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    hub.session.borrow_mut().close_store();
 }
 
 /// A socket for tunnels, and the task that receives on it.

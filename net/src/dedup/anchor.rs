@@ -166,12 +166,17 @@ impl Roller {
     }
 }
 
+/// Bits of a fingerprint that the index goes by.
+pub const HASH_BITS: u32 = 44;
+/// Bits of a position that an entry keeps beyond 32: places within 32 GiB are told apart.
+const HIGH_BITS: u32 = 3;
+
 #[derive(Clone, Copy, Default)]
 struct Bucket {
     /// The low halves of the positions after the windows, newest first.
     positions: [u32; WAYS],
-    /// Eight more bits of each fingerprint; a zero is an empty entry.
-    tags: [u8; WAYS],
+    /// Three more bits of each position, and thirteen of its fingerprint; a zero is an empty entry.
+    rest: [u16; WAYS],
 }
 
 /// The index: a table of fixed size from fingerprints to positions.
@@ -199,49 +204,78 @@ impl AnchorIndex {
         self.buckets.len() * WAYS
     }
 
-    fn place(&self, fingerprint: u64) -> (usize, u8) {
+    /// Bytes that the table takes.
+    pub fn memory(&self) -> usize {
+        self.buckets.len() * size_of::<Bucket>()
+    }
+
+    /// What the index goes by: [`HASH_BITS`] bits, the same for an index of any size with the same key.
+    pub fn hash(&self, fingerprint: u64) -> u64 {
+        // The top bits of a sampled fingerprint are all alike: the product spreads the others.
+        let mixed = fingerprint.wrapping_mul(self.multiplier);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(self.multiplier);
+        mixed >> (u64::BITS - HASH_BITS)
+    }
+
+    /// Bucket and tag for a hash.
+    fn place(&self, hash: u64) -> (usize, u16) {
         #[cfg(test)]
         if self.weak {
             return (0, 1);
         }
-        // The top bits of a sampled fingerprint are all alike: the product spreads the others.
-        let mixed = fingerprint.wrapping_mul(self.multiplier);
-        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(self.multiplier);
-        let bucket = (u128::from(mixed) * self.buckets.len() as u128) >> 64;
-        (bucket as usize, (mixed as u8).max(1))
+        let bucket = (u128::from(hash) * self.buckets.len() as u128) >> HASH_BITS;
+        let tag = (hash as u16 & (u16::MAX >> HIGH_BITS)).max(1);
+        (bucket as usize, tag)
     }
 
-    /// Notes that the window with `fingerprint` ends before `position`.
-    pub fn insert(&mut self, fingerprint: u64, position: u64) {
-        let (bucket, tag) = self.place(fingerprint);
+    /// Notes that a window whose fingerprint has `hash` ends before `position`.
+    pub fn insert(&mut self, hash: u64, position: u64) {
+        let (bucket, tag) = self.place(hash);
         let Some(bucket) = self.buckets.get_mut(bucket) else {
             return;
         };
-        let ([a, b, c, _], [d, e, f, _]) = (bucket.positions, bucket.tags);
+        let ([a, b, c, _], [d, e, f, _]) = (bucket.positions, bucket.rest);
+        let high = (position >> 32) as u16 & ((1 << HIGH_BITS) - 1);
         bucket.positions = [position as u32, a, b, c];
-        bucket.tags = [tag, d, e, f];
+        bucket.rest = [tag << HIGH_BITS | high, d, e, f];
+    }
+
+    /// Notes many at once, as position and hash.
+    pub fn fill(&mut self, anchors: &[(u64, u64)]) {
+        for some in anchors.chunks(64) {
+            self.read_ahead(some.iter().map(|(_, hash)| *hash));
+            for (position, hash) in some {
+                self.insert(*hash, *position);
+            }
+        }
     }
 
     /// Reads what lookups of `anchors` will need, so that they do not wait for memory one after the other.
     pub fn touch(&self, anchors: &[Anchor]) {
+        self.read_ahead(anchors.iter().map(|anchor| self.hash(anchor.fingerprint)));
+    }
+
+    fn read_ahead(&self, hashes: impl Iterator<Item = u64>) {
         let mut read = 0u32;
-        for anchor in anchors {
-            let (bucket, _) = self.place(anchor.fingerprint);
+        for hash in hashes {
+            let (bucket, _) = self.place(hash);
             read ^= self.buckets.get(bucket).map_or(0, |it| it.positions[0]);
         }
         core::hint::black_box(read);
     }
 
     /// Places where a window with `fingerprint` may have ended, newest first. `head` is the end of the log; places older
-    /// than 4 GiB are not told from newer ones.
+    /// than 32 GiB are not told from newer ones.
     pub fn candidates(&self, fingerprint: u64, head: u64) -> impl Iterator<Item = u64> + use<> {
-        let (bucket, tag) = self.place(fingerprint);
+        let (bucket, tag) = self.place(self.hash(fingerprint));
         let bucket = self.buckets.get(bucket).copied().unwrap_or_default();
         (0..WAYS)
-            .filter(move |way| bucket.tags[*way] == tag)
+            .filter(move |way| bucket.rest[*way] >> HIGH_BITS == tag)
             .filter_map(move |way| {
-                let back = (head as u32).wrapping_sub(bucket.positions[way]);
-                head.checked_sub(u64::from(back))
+                let high = u64::from(bucket.rest[way]) & ((1 << HIGH_BITS) - 1);
+                let low = high << 32 | u64::from(bucket.positions[way]);
+                let back = head.wrapping_sub(low) & ((1 << (32 + HIGH_BITS)) - 1);
+                head.checked_sub(back)
             })
     }
 }
@@ -315,15 +349,19 @@ mod tests {
     fn the_newest_places_are_kept() {
         let mut index = AnchorIndex::new(2000, 99);
         for position in [10u64, 20, 30, 40, 50] {
-            index.insert(1234, position);
+            index.insert(index.hash(1234), position);
         }
         assert_eq!(
             index.candidates(1234, 60).collect::<Vec<_>>(),
             [50, 40, 30, 20]
         );
-        let far = (7 << 32) + 5;
-        index.insert(77, far - 1000);
-        assert_eq!(index.candidates(77, far).next(), Some(far - 1000));
+        // The window may span a boundary of 32 bits, and of the 35 that are kept.
+        for far in [(8u64 << 32) + 5, (9 << 32) + 5, (37 << 32) + 5] {
+            for back in [1000, 5 << 30, 31 << 30] {
+                index.insert(index.hash(77), far - back);
+                assert_eq!(index.candidates(77, far).next(), Some(far - back));
+            }
+        }
         assert_eq!(index.candidates(4321, 60).count(), 0);
     }
 }

@@ -13,6 +13,9 @@ use super::wire::{Contiguity, FlowId, Header, Kind, MAX_WIRE_BLOCK, Reader};
 /// Verified bytes that wait to be taken, beyond which no further block is decoded.
 const MOST_READY: usize = 256 * 1024;
 
+/// How often one block may have the store read from its device. An honest block is spread over few places.
+const MOST_READS: u32 = 512;
+
 /// The flow cannot go on, and must be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
@@ -252,9 +255,7 @@ impl Decoder {
         let mut found = Found::default();
         self.resolve(receiver, header, body, &mut found)?;
         let right = self.ready.get(start..).is_some_and(|bytes| {
-            found.lost.total() == 0
-                && bytes.len() == header.raw
-                && is_right(receiver, bytes, digest)
+            !found.missing && bytes.len() == header.raw && is_right(receiver, bytes, digest)
         });
         if right {
             if let Kind::Raw { position } | Kind::Coded { position, .. } = header.kind {
@@ -264,7 +265,7 @@ impl Decoder {
             self.passed(receiver, header);
             return Ok(used);
         }
-        if found.lost.total() > 0 {
+        if found.missing {
             receiver.statistics.missing += 1;
         } else {
             receiver.statistics.mismatches += 1;
@@ -362,15 +363,19 @@ impl Decoder {
 #[derive(Default)]
 struct Found {
     copied: u64,
+    /// Not everything could be had.
+    missing: bool,
     /// What is not there.
     lost: RangeSet,
+    /// Reads from a device.
+    reads: u32,
     /// Note everything as lost.
     suspect_all: bool,
 }
 
 /// The store as a block sees it.
 struct Stored<'a, S: Store> {
-    receiver: &'a Receiver<S>,
+    receiver: &'a mut Receiver<S>,
     found: &'a mut Found,
     /// A range that is known to be present.
     span: Range<u64>,
@@ -392,13 +397,31 @@ impl<S: Store> codec::Source for Stored<'_, S> {
             {
                 Some(span) => self.span = span,
                 None => {
+                    self.found.missing = true;
                     self.found.lost.insert(position..end);
                     return None;
                 }
             }
         }
+        if self.receiver.stored(position).is_empty() {
+            // It is there, but not in memory. Blocks that point everywhere are fetched again from the peer instead.
+            self.found.reads += 1;
+            if self.found.reads <= MOST_READS {
+                self.receiver.bring(position, &mut self.found.lost);
+                self.span = 0..0;
+                let left = self.receiver.present(position);
+                if left.is_none_or(|left| left.end < end) {
+                    self.found.missing = true;
+                    return None;
+                }
+            }
+        }
         let bytes = self.receiver.stored(position);
-        (!bytes.is_empty()).then_some(bytes)
+        if bytes.is_empty() {
+            self.found.missing = true;
+            return None;
+        }
+        Some(bytes)
     }
 }
 

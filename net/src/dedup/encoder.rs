@@ -253,6 +253,7 @@ impl Encoder {
                     *total += part as u64;
                 }
                 sender.statistics.coded_blocks += 1;
+                sender.statistics.fast_blocks += u64::from(parts.fast);
                 self.statistics.coded_blocks += 1;
             }
             None => {

@@ -8,7 +8,7 @@ mod codec;
 mod decoder;
 mod digest;
 mod encoder;
-mod ranges;
+pub(crate) mod ranges;
 mod receiver;
 mod search;
 mod sender;
@@ -24,7 +24,7 @@ pub use encoder::{Encoder, Flush};
 pub use receiver::{Receiver, ReceiverConfig, Urgency};
 pub use sender::{Sender, SenderConfig};
 pub use statistics::{FlowStatistics, ReceiverStatistics, SenderStatistics};
-pub use store::{RingStore, Store};
+pub use store::{Log, RingStore, Store};
 pub use wire::{FlowId, MAX_BLOCK, MAX_WIRE_BLOCK};
 
 /// A control message that no honest peer would send: the tunnel should be taken down and up again.

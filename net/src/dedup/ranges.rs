@@ -101,6 +101,31 @@ impl RangeSet {
             .cloned()
     }
 
+    /// Whether the set is empty.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the set holds of `range`, in order.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<'_> {
+        let first = self.0.partition_point(|have| have.end <= range.start);
+        let from = self.0.get(first..).unwrap_or(&[]).iter();
+        let (start, end) = (range.start, range.end);
+        from.take_while(move |have| have.start < end)
+            .map(move |have| have.start.max(start)..have.end.min(end))
+    }
+
+    /// Whether the set holds anything of `range`.
+    pub fn touches(&self, range: Range<u64>) -> bool {
+        range.start < range.end && self.within(range).next().is_some()
+    }
+
+    /// Keeps only what `other` holds, too.
+    pub fn intersect(&mut self, other: &RangeSet) {
+        let both = self.0.iter().flat_map(|have| other.within(have.clone()));
+        *self = RangeSet(both.collect());
+    }
+
     /// Whether every position of `range` is in the set.
     #[cfg(test)]
     pub fn covers(&self, range: Range<u64>) -> bool {
@@ -130,8 +155,15 @@ mod tests {
                 for position in 0..90 {
                     prop_assert_eq!(ranges.find(position).is_some(), model.contains(&position));
                     prop_assert_eq!(ranges.covers(position..position + 3), (position..position + 3).all(|p| model.contains(&p)));
+                    prop_assert_eq!(ranges.touches(position..position + 3), (position..position + 3).any(|p| model.contains(&p)));
                 }
                 prop_assert_eq!(ranges.total(), model.len() as u64);
+                let mut other = RangeSet::default();
+                other.insert(start..start + 7);
+                other.insert(start + 9..start + 30);
+                let inside = model.iter().filter(|p| other.find(**p).is_some()).count();
+                other.intersect(&ranges);
+                prop_assert_eq!(other.total(), inside as u64);
                 for (one, next) in ranges.iter().zip(ranges.iter().skip(1)) {
                     prop_assert!(one.start < one.end && one.end < next.start);
                 }

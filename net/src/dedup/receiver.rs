@@ -10,8 +10,9 @@ use super::codec::Workspace;
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
-use super::store::{RingStore, Store};
+use super::store::{Log, RingStore, Store};
 use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
+use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 
 /// Confirmations wait until they stand for so many bytes, or somebody asks.
 const LAZY_BYTES: u64 = 64 * 1024;
@@ -35,7 +36,7 @@ pub struct ReceiverConfig {
 }
 
 /// The receiving side of one direction. `S` is where the bytes lie.
-pub struct Receiver<S: Store = RingStore> {
+pub struct Receiver<S: Store = Log> {
     store: S,
     present: RangeSet,
     /// The log that `present` speaks of.
@@ -53,10 +54,50 @@ pub struct Receiver<S: Store = RingStore> {
     pub(super) workspace: Workspace,
 }
 
-impl Receiver<RingStore> {
+impl Receiver<Log> {
     /// A receiving side with an empty store in memory.
     pub fn new(config: ReceiverConfig) -> Self {
-        Receiver::with_store(RingStore::new(config.memory.max(1 << 20)))
+        Receiver::with_store(Log::Memory(RingStore::new(config.memory.max(1 << 20))))
+    }
+
+    /// A receiving side whose store lies on `disk`, with what was there before. `memory` bytes are for the parts of it in use.
+    pub fn on_disk(disk: &Disk, memory: usize) -> Self {
+        let log = DiskLog::open(disk, Direction::Receiving, memory, &mut |_| {});
+        let present = log.present();
+        let name = (!present.is_empty()).then(|| log.log());
+        let mut receiver = Receiver::empty(Log::Disk(alloc::boxed::Box::new(log)));
+        receiver.present = present;
+        receiver.log = name;
+        receiver
+    }
+
+    /// The store on a device, if there is one.
+    pub fn disk(&mut self) -> Option<&mut DiskLog> {
+        match &mut self.store {
+            Log::Memory(_) => None,
+            Log::Disk(log) => Some(log),
+        }
+    }
+
+    /// What the store on a device did.
+    pub fn store_statistics(&self) -> StoreStatistics {
+        match &self.store {
+            Log::Memory(_) => StoreStatistics::default(),
+            Log::Disk(log) => log.statistics(),
+        }
+    }
+
+    /// Bytes of the store that may be in memory.
+    pub fn store_memory(&self) -> usize {
+        match &self.store {
+            Log::Memory(ring) => ring.capacity() as usize,
+            Log::Disk(log) => log.memory(),
+        }
+    }
+
+    /// Writes what is only in memory; see [`DiskLog::sync`].
+    pub fn sync(&mut self) -> Option<Ticket> {
+        self.disk().map(DiskLog::sync)
     }
 }
 
@@ -64,6 +105,10 @@ impl<S: Store> Receiver<S> {
     /// A receiving side whose bytes lie in `store`, which is emptied.
     pub fn with_store(mut store: S) -> Self {
         store.clear(0);
+        Receiver::empty(store)
+    }
+
+    fn empty(store: S) -> Self {
         Receiver {
             store,
             present: RangeSet::default(),
@@ -148,14 +193,20 @@ impl<S: Store> Receiver<S> {
         if self.digest.is_some() {
             return Err(ControlError::OutOfPlace);
         }
-        // Positions of another log, or of this one's future, say nothing about what is meant now.
-        if self.log != Some(log) || self.store.head() > head {
+        if self.log != Some(log) {
+            // Positions of another log say nothing about what is meant now.
             if self.log.is_some() {
                 self.statistics.cleared += 1;
             }
             self.log = Some(log);
             self.present.clear();
+            self.store.set_log(log);
             self.store.clear(head);
+        } else if self.store.head() > head {
+            // The sender has lost its newest part, and will use those positions for something else.
+            self.statistics.cut_back += 1;
+            self.present.remove(head..u64::MAX);
+            self.store.truncate(head);
         }
         self.digest = Some(DigestKey::new(key));
         self.present.keep_newest(MAX_RANGES);
@@ -196,6 +247,17 @@ impl<S: Store> Receiver<S> {
         self.store.forward(position)
     }
 
+    /// Makes the stored bytes around `position` readable. What turns out not to be there is given up, and added to `lost`.
+    #[cold]
+    pub(super) fn bring(&mut self, position: u64, lost: &mut RangeSet) {
+        let mut gone = RangeSet::default();
+        self.store.bring(position, &mut gone);
+        for range in gone.iter() {
+            self.present.remove(range.clone());
+            lost.insert(range.clone());
+        }
+    }
+
     /// A block of a flow is verified.
     pub(super) fn verified(&mut self, flow: FlowId, raw: usize) {
         *self.confirms.entry(flow).or_insert(0) += 1;
@@ -208,6 +270,7 @@ impl<S: Store> Receiver<S> {
     pub(super) fn ask(&mut self, flow: FlowId, block: u32, mut lost: RangeSet) {
         for range in lost.iter() {
             self.present.remove(range.clone());
+            self.store.forget(range.clone());
         }
         lost.keep_newest(MAX_RANGES);
         self.statistics.refetches += 1;
@@ -242,7 +305,7 @@ impl<S: Store> Receiver<S> {
     /// Damages stored bytes, or forgets them while the record says that they are there: for tests.
     #[cfg(test)]
     pub(crate) fn tamper(&mut self, range: Range<u64>, how: impl Fn(u8) -> u8) {
-        let Some(bytes) = super::sender::read(&self.store, range.clone()) else {
+        let Some(bytes) = super::sender::read(&mut self.store, range.clone()) else {
             return;
         };
         let bytes: Vec<u8> = bytes.into_iter().map(how).collect();

@@ -18,6 +18,9 @@ const STRIDE: usize = 4096;
 /// next begins there.
 const REMARKABLE: usize = 512;
 
+/// How many places that are not in memory may be read for one piece of input to see whether they are alike.
+const MOST_READS: u32 = 16;
+
 /// The matches in a flow's pending input. Indices count from its start.
 #[derive(Default)]
 pub struct Search {
@@ -39,7 +42,8 @@ pub struct Search {
 
 impl Search {
     /// Searches what has come to `pending` since the last time.
-    pub fn advance<S: Store>(&mut self, sender: &Sender<S>, flow: FlowId, pending: &[u8]) {
+    pub fn advance<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) {
+        sender.allow_reads(MOST_READS);
         loop {
             if self.live {
                 self.follow(sender, flow, pending);
@@ -101,7 +105,7 @@ impl Search {
 
     fn look_up<S: Store>(
         &mut self,
-        sender: &Sender<S>,
+        sender: &mut Sender<S>,
         flow: FlowId,
         pending: &[u8],
         anchor: Anchor,
@@ -126,14 +130,14 @@ impl Search {
     }
 
     /// Compares what comes next with what followed last time.
-    fn follow<S: Store>(&mut self, sender: &Sender<S>, flow: FlowId, pending: &[u8]) {
+    fn follow<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) {
         let Some(last) = self.far.last_mut() else {
             self.live = false;
             return;
         };
         let rest = pending.get(self.scanned..).unwrap_or(&[]);
         let position = last.source + last.len as u64;
-        let len = common_forward(sender, flow, position, rest);
+        let len = common_forward(sender, flow, position, rest, true);
         last.len += len;
         self.scanned += len;
         if len < rest.len() {
@@ -147,7 +151,7 @@ impl Search {
     /// The longest match around an anchor.
     fn best_match<S: Store>(
         &self,
-        sender: &Sender<S>,
+        sender: &mut Sender<S>,
         flow: FlowId,
         pending: &[u8],
         anchor: Anchor,
@@ -162,7 +166,7 @@ impl Search {
             if back == 0 {
                 continue;
             }
-            let len = back + common_forward(sender, flow, position, after);
+            let len = back + common_forward(sender, flow, position, after, true);
             if len >= MIN_FAR && best.is_none_or(|best| best.len < len) {
                 best = Some(FarMatch {
                     start: anchor.at - back,
@@ -189,7 +193,7 @@ impl Search {
         // A run that begins here is found by its first window.
         let block = pending.get(..len).unwrap_or(&[]);
         if let Some(fingerprint) = sender.roller.fingerprint(block) {
-            sender.anchors.insert(fingerprint, position + WINDOW as u64);
+            sender.note_anchor(fingerprint, position + WINDOW as u64);
         }
         let unrolled = self.rolled..self.scanned.max(self.rolled);
         let mut anchors = Vec::new();
@@ -207,9 +211,7 @@ impl Search {
         sender.anchors.touch(&anchors);
         let rolled = self.anchors.iter().take_while(|anchor| anchor.at <= len);
         for anchor in rolled.chain(&anchors) {
-            sender
-                .anchors
-                .insert(anchor.fingerprint, position + anchor.at as u64);
+            sender.note_anchor(anchor.fingerprint, position + anchor.at as u64);
         }
     }
 
@@ -252,12 +254,14 @@ impl Search {
     }
 }
 
-/// How many bytes from `position` on are the first of `bytes`, as far as the flow may refer to them.
+/// How many bytes from `position` on are the first of `bytes`, as far as the flow may refer to them. With `known` the bytes
+/// before are alike, so that it is worth reading on.
 fn common_forward<S: Store>(
-    sender: &Sender<S>,
+    sender: &mut Sender<S>,
     flow: FlowId,
     position: u64,
     bytes: &[u8],
+    known: bool,
 ) -> usize {
     let Some(span) = sender.span(flow, position) else {
         return 0;
@@ -267,7 +271,11 @@ fn common_forward<S: Store>(
         .min(bytes.len());
     let mut len = 0;
     while len < most {
-        let stored = sender.store.forward(position + len as u64);
+        let at = position + len as u64;
+        if sender.store.forward(at).is_empty() {
+            sender.bring(at, known || len > 0);
+        }
+        let stored = sender.store.forward(at);
         let wanted = bytes.get(len..most).unwrap_or(&[]);
         let same = codec::common_prefix(stored, wanted);
         len += same;
@@ -280,7 +288,7 @@ fn common_forward<S: Store>(
 
 /// How many bytes before `position` are the last of `bytes`, as far as the flow may refer to them.
 fn common_backward<S: Store>(
-    sender: &Sender<S>,
+    sender: &mut Sender<S>,
     flow: FlowId,
     position: u64,
     bytes: &[u8],
@@ -296,7 +304,11 @@ fn common_backward<S: Store>(
         .min(bytes.len());
     let mut len = 0;
     while len < most {
-        let stored = sender.store.backward(position - len as u64);
+        let at = position - len as u64;
+        if sender.store.backward(at).is_empty() {
+            sender.bring(at - 1, len > 0);
+        }
+        let stored = sender.store.backward(at);
         let wanted = bytes
             .get(bytes.len() - most..bytes.len() - len)
             .unwrap_or(&[]);

@@ -14,8 +14,9 @@ use super::codec::{Coder, Effort, FarMatch, Input, Parts, Tables};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
-use super::store::{RingStore, Store};
+use super::store::{Log, RingStore, Store};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
+use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
 
 /// How many flows are remembered that were closed before the peer confirmed their last blocks.
 const MOST_CLOSED: usize = 1024;
@@ -79,7 +80,7 @@ struct Flow {
 }
 
 /// The sending side of one direction. `S` is where the log lies.
-pub struct Sender<S: Store = RingStore> {
+pub struct Sender<S: Store = Log> {
     pub(super) store: S,
     pub(super) config: SenderConfig,
     pub(super) roller: Roller,
@@ -103,37 +104,108 @@ pub struct Sender<S: Store = RingStore> {
     wanted: VecDeque<(FlowId, u32)>,
     greeting: Option<Vec<u8>>,
     inbox: Inbox,
+    /// How many places may still be read from a device to see whether they are alike.
+    reads: u32,
 }
 
-impl Sender<RingStore> {
+impl Sender<Log> {
     /// A sending side with an empty log in memory; `seed` is secret and random, and makes the log's name and keys.
     pub fn new(config: SenderConfig, seed: [u8; 32]) -> Self {
         let store = RingStore::new(config.memory.max(1 << 20));
-        Sender::with_store(store, config, seed)
+        Sender::with_store(Log::Memory(store), config, seed)
     }
+
+    /// A sending side whose log lies on `disk`, with what was there before. `memory` bytes are for the parts of it in use;
+    /// `seed` is secret, random and never the same twice.
+    pub fn on_disk(disk: &Disk, memory: usize, seed: [u8; 32]) -> Self {
+        let config =
+            SenderConfig::with_memory(usize::try_from(disk.capacity()).unwrap_or(usize::MAX));
+        let (name, keys) = disk.sending();
+        let (mut anchors, roller) = keyed(disk.capacity(), config.index_memory, keys);
+        let log = DiskLog::open(disk, Direction::Sending, memory, &mut |some| {
+            anchors.fill(some);
+        });
+        let mut random = ChaCha20Rng::from_seed(seed);
+        let digest = DigestKey::new(drawn(&mut random));
+        let store = Log::Disk(alloc::boxed::Box::new(log));
+        Sender::assembled(store, config, (roller, anchors), name, digest, random)
+    }
+
+    /// The log on a device, if there is one.
+    pub fn disk(&mut self) -> Option<&mut DiskLog> {
+        match &mut self.store {
+            Log::Memory(_) => None,
+            Log::Disk(log) => Some(log),
+        }
+    }
+
+    /// What the log on a device did.
+    pub fn store_statistics(&self) -> StoreStatistics {
+        match &self.store {
+            Log::Memory(_) => StoreStatistics::default(),
+            Log::Disk(log) => log.statistics(),
+        }
+    }
+
+    /// Bytes of the index, and of the log as far as it may be in memory.
+    pub fn store_memory(&self) -> (usize, usize) {
+        let log = match &self.store {
+            Log::Memory(ring) => ring.capacity() as usize,
+            Log::Disk(log) => log.memory(),
+        };
+        (self.anchors.memory(), log)
+    }
+
+    /// Writes what is only in memory; see [`DiskLog::sync`].
+    pub fn sync(&mut self) -> Option<Ticket> {
+        self.disk().map(DiskLog::sync)
+    }
+}
+
+fn drawn<const N: usize>(random: &mut ChaCha20Rng) -> [u8; N] {
+    let mut bytes = [0; N];
+    random.fill_bytes(&mut bytes);
+    bytes
+}
+
+/// The index of a log of `capacity` bytes, and the hash that samples as many anchors as fit into it.
+fn keyed(capacity: u64, memory: usize, keys: [u8; 32]) -> (AnchorIndex, Roller) {
+    let mut random = ChaCha20Rng::from_seed(keys);
+    let key = drawn(&mut random);
+    let anchors = AnchorIndex::new(memory, random.next_u64());
+    // Buckets fill unevenly: with a fifth of the entries to spare, few places are lost before their bytes are.
+    let one_in = capacity / (anchors.entries() as u64 * 4 / 5).max(1);
+    (anchors, Roller::new(key, one_in.max(8)))
 }
 
 impl<S: Store> Sender<S> {
     /// A sending side whose log lies in `store`, which is emptied.
     pub fn with_store(mut store: S, config: SenderConfig, seed: [u8; 32]) -> Self {
-        let mut random = ChaCha20Rng::from_seed(seed);
-        let mut log = [0; 16];
-        random.fill_bytes(&mut log);
-        let mut key = [0; 32];
-        random.fill_bytes(&mut key);
-        let anchors = AnchorIndex::new(config.index_memory, random.next_u64());
-        // Buckets fill unevenly: with a fifth of the entries to spare, few places are lost before their bytes are.
-        let one_in = store.capacity() / (anchors.entries() as u64 * 4 / 5).max(1);
         store.clear(0);
+        let mut random = ChaCha20Rng::from_seed(seed);
+        let log = drawn(&mut random);
+        let (anchors, roller) = keyed(store.capacity(), config.index_memory, drawn(&mut random));
+        let digest = DigestKey::new(drawn(&mut random));
+        Sender::assembled(store, config, (roller, anchors), log, digest, random)
+    }
+
+    fn assembled(
+        store: S,
+        config: SenderConfig,
+        (roller, anchors): (Roller, AnchorIndex),
+        log: [u8; 16],
+        digest: DigestKey,
+        random: ChaCha20Rng,
+    ) -> Self {
         let mut sender = Sender {
             store,
             config,
-            roller: Roller::new(key, one_in.max(8)),
+            roller,
             anchors,
             coder: Coder::new(),
             effort: Effort::Full,
             body: Vec::new(),
-            digest: DigestKey::new(key),
+            digest,
             statistics: SenderStatistics::default(),
             log,
             random,
@@ -146,6 +218,7 @@ impl<S: Store> Sender<S> {
             wanted: VecDeque::new(),
             greeting: None,
             inbox: Inbox::default(),
+            reads: 0,
         };
         sender.reset_peer();
         sender
@@ -215,7 +288,7 @@ impl<S: Store> Sender<S> {
     }
 
     /// The raw bytes of an unconfirmed block; none if they are gone.
-    fn bytes_again(&self, flow: FlowId, block: u32) -> Vec<u8> {
+    fn bytes_again(&mut self, flow: FlowId, block: u32) -> Vec<u8> {
         let sent = self
             .flows
             .get(&flow)
@@ -224,7 +297,7 @@ impl<S: Store> Sender<S> {
         if let Some(aside) = &sent.aside {
             return aside.clone();
         }
-        read(&self.store, sent.range.clone()).unwrap_or_default()
+        read(&mut self.store, sent.range.clone()).unwrap_or_default()
     }
 
     /// Takes in control bytes of the peer's [`Receiver`](super::Receiver), cut anywhere.
@@ -264,6 +337,9 @@ impl<S: Store> Sender<S> {
         for range in ranges {
             let held = range.start.max(self.store.tail())..range.end.min(self.store.head());
             self.confirmed.insert(held);
+        }
+        if let Some(held) = self.store.held() {
+            self.confirmed.intersect(&held);
         }
         // What has been sent in this session is confirmed by the block, not by the greeting.
         for flow in self.flows.values() {
@@ -431,6 +507,35 @@ impl<S: Store> Sender<S> {
         span(&self.confirmed, own, self.floor(), position)
     }
 
+    /// Notes that the window with `fingerprint` ends before `position` of the log.
+    pub(super) fn note_anchor(&mut self, fingerprint: u64, position: u64) {
+        let hash = self.anchors.hash(fingerprint);
+        self.anchors.insert(hash, position);
+        self.store.anchor(position, hash);
+    }
+
+    /// Up to `most` places may be read from a device only to see whether they are alike.
+    pub(super) fn allow_reads(&mut self, most: u32) {
+        self.reads = most;
+    }
+
+    /// Makes the bytes around `position` readable, if they are in the log. If it is not `known` that they are wanted, only so
+    /// many times.
+    #[cold]
+    pub(super) fn bring(&mut self, position: u64, known: bool) {
+        if !known {
+            if self.reads == 0 {
+                return;
+            }
+            self.reads -= 1;
+        }
+        let mut lost = RangeSet::default();
+        self.store.bring(position, &mut lost);
+        for range in lost.iter() {
+            self.confirmed.remove(range.clone());
+        }
+    }
+
     /// Encodes the flow's `len` bytes at `position`, where they lie in one piece; `None` if they do not shrink.
     pub(super) fn encode(
         &mut self,
@@ -489,7 +594,7 @@ impl<S: Store> Sender<S> {
         if sent.stores {
             flow.own.remove(sent.range.clone());
         }
-        sent.aside = read(&self.store, sent.range.clone());
+        sent.aside = read(&mut self.store, sent.range.clone());
         self.statistics.kept_aside += 1;
     }
 
@@ -541,11 +646,18 @@ fn span(
     (span.start <= position && position < span.end).then_some(span)
 }
 
-/// The bytes of `range`, if all are in the store's window.
-pub fn read<S: Store>(store: &S, range: Range<u64>) -> Option<Vec<u8>> {
+/// The bytes of `range`, if all are in the store.
+pub fn read<S: Store>(store: &mut S, range: Range<u64>) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(range.end.checked_sub(range.start)?).ok()?);
     let mut at = range.start;
     while at < range.end {
+        if store.forward(at).is_empty() {
+            let mut lost = RangeSet::default();
+            store.bring(at, &mut lost);
+            if lost.touches(range.clone()) {
+                return None;
+            }
+        }
         let piece = store.forward(at);
         let len = usize::try_from(range.end - at)
             .unwrap_or(usize::MAX)

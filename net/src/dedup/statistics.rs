@@ -15,6 +15,8 @@ pub struct SenderStatistics {
     pub copy_blocks: u64,
     /// Blocks sent compressed.
     pub coded_blocks: u64,
+    /// Those of them that were searched with less than full effort, because the CPU was the bottleneck.
+    pub fast_blocks: u64,
     /// Blocks sent as they were.
     pub raw_blocks: u64,
     /// Bytes that the peer had: found through the anchors and referred to.
@@ -72,6 +74,8 @@ pub struct ReceiverStatistics {
     pub stray_answers: u64,
     /// Times the store was emptied because the peer's log is another one.
     pub cleared: u64,
+    /// Times the newest part of the store was dropped because the peer's log had lost it.
+    pub cut_back: u64,
     /// Bytes in the store now.
     pub present_bytes: u64,
 }

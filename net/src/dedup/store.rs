@@ -1,9 +1,14 @@
-//! The log-structured store of one direction's bytes, and the ring in memory that is its first form. It knows positions
+//! The log-structured store of one direction's bytes: a ring in memory, or a log on a block device. It knows positions
 //! and bytes; who may refer to what is for the sender and the receiver to know.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::ops::Range;
 
-/// Bytes by log position. A store on disk implements this over the segments that it has in memory.
+use super::ranges::RangeSet;
+use crate::store::DiskLog;
+
+/// Bytes by log position. Of a store on a device, reading gives only what is in memory: [`Store::bring`] the rest first.
 ///
 /// A position is in the store's window when `tail() <= position < head()`. Bytes in the window that were never written
 /// read as anything or as nothing: callers keep their own record of what was.
@@ -27,6 +32,99 @@ pub trait Store {
     fn write(&mut self, position: u64, bytes: &[u8]);
     /// Forgets everything, and starts again with an empty window at `head`.
     fn clear(&mut self, head: u64);
+    /// The log ends at `head` now, if that is before its head: forgets what lies beyond.
+    fn truncate(&mut self, head: u64);
+    /// Makes the byte at `position`, with some around it, readable. What turns out not to be there is added to `lost`.
+    fn bring(&mut self, _position: u64, _lost: &mut RangeSet) {}
+    /// The bytes at `range` are not to be trusted: a store that survives a restart must not bring them back.
+    fn forget(&mut self, _range: Range<u64>) {}
+    /// What there is, if the store knows better than its callers.
+    fn held(&self) -> Option<RangeSet> {
+        None
+    }
+    /// Whatever is written from now on belongs to another log.
+    fn set_log(&mut self, _log: [u8; 16]) {}
+    /// Notes that an anchor with `hash` (44 bits) ends before `position`, for a start with a warm index.
+    fn anchor(&mut self, _position: u64, _hash: u64) {}
+}
+
+/// Where a log lies.
+pub enum Log {
+    /// In memory, and gone with it.
+    Memory(RingStore),
+    /// On a block device.
+    Disk(Box<DiskLog>),
+}
+
+/// Does the same to either.
+macro_rules! either {
+    ($log:expr, $store:ident => $what:expr) => {
+        match $log {
+            Log::Memory($store) => $what,
+            Log::Disk($store) => $what,
+        }
+    };
+}
+
+impl Store for Log {
+    fn capacity(&self) -> u64 {
+        either!(self, store => store.capacity())
+    }
+
+    fn head(&self) -> u64 {
+        either!(self, store => store.head())
+    }
+
+    fn tail(&self) -> u64 {
+        either!(self, store => store.tail())
+    }
+
+    #[inline(always)]
+    fn forward(&self, position: u64) -> &[u8] {
+        either!(self, store => store.forward(position))
+    }
+
+    #[inline]
+    fn backward(&self, position: u64) -> &[u8] {
+        either!(self, store => store.backward(position))
+    }
+
+    fn contiguous(&self, position: u64) -> u64 {
+        either!(self, store => store.contiguous(position))
+    }
+
+    fn write(&mut self, position: u64, bytes: &[u8]) {
+        either!(self, store => store.write(position, bytes));
+    }
+
+    fn clear(&mut self, head: u64) {
+        either!(self, store => store.clear(head));
+    }
+
+    fn truncate(&mut self, head: u64) {
+        either!(self, store => store.truncate(head));
+    }
+
+    #[inline]
+    fn bring(&mut self, position: u64, lost: &mut RangeSet) {
+        either!(self, store => store.bring(position, lost));
+    }
+
+    fn forget(&mut self, range: Range<u64>) {
+        either!(self, store => store.forget(range));
+    }
+
+    fn held(&self) -> Option<RangeSet> {
+        either!(self, store => store.held())
+    }
+
+    fn set_log(&mut self, log: [u8; 16]) {
+        either!(self, store => store.set_log(log));
+    }
+
+    fn anchor(&mut self, position: u64, hash: u64) {
+        either!(self, store => store.anchor(position, hash));
+    }
 }
 
 /// A store in memory: a ring of fixed size.
@@ -146,6 +244,13 @@ impl Store for RingStore {
     fn clear(&mut self, head: u64) {
         self.head = head;
         self.lap = head - head % self.capacity();
+    }
+
+    fn truncate(&mut self, head: u64) {
+        if head < self.head {
+            // What the tail now takes back in has been written over: the callers know that they do not have it.
+            self.clear(head);
+        }
     }
 }
 

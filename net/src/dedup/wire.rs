@@ -14,8 +14,8 @@ pub const MAX_HEADER: usize = 1 + 5 + 3 + 10 + 3;
 pub const MAX_WIRE_BLOCK: usize = MAX_HEADER + MAX_BLOCK + DIGEST_BYTES;
 /// The most bytes of a control message after its length.
 const MAX_MESSAGE: usize = MAX_BLOCK + 64;
-/// The most ranges that a greeting or a request lists.
-pub const MAX_RANGES: usize = 1024;
+/// The most ranges that a greeting or a request lists. Each takes at most 14 bytes in a window of 2^49, so that they fit.
+pub const MAX_RANGES: usize = 16 * 1024;
 
 /// The number of a flow's encoder and decoder, given by the sending side.
 pub type FlowId = u32;

@@ -36,7 +36,7 @@ use crate::tcp::Way;
 use bridged::Bridged;
 use flow::Next;
 use lingering::Lingering;
-use link::{Ends, Link};
+use link::{Ends, Link, StoreParts};
 use policy::Policy;
 use table::FlowTable;
 use unanswered::Unanswered;
@@ -129,7 +129,17 @@ impl Engine {
                 endpoint: endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),
             })
         });
-        let link = ends.map(|ends| Link::new(ends, &mut random, memory, now));
+        let link = ends.map(|ends| {
+            Link::new(
+                ends,
+                &mut random,
+                StoreParts {
+                    memory,
+                    device: None,
+                },
+                now,
+            )
+        });
         Engine {
             role: config.role,
             policy: Policy::new(config),

@@ -1,14 +1,19 @@
 //! The tunnel to the peer and the dictionaries at both ends of it, with the control stream that keeps them in step.
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use core::time::Duration;
 
+use sha2::{Digest, Sha256};
+
+use super::effort::Gauge;
 use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
+use crate::store::{BlockDevice, Disk, DiskLog, Opened, StoreStatistics, Ticket};
 use crate::time::Instant;
-use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig};
+use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig, public_key};
 
 /// A control message of the peer's receiver, for our sender.
 const FOR_SENDER: u8 = 0;
@@ -68,6 +73,8 @@ pub struct Link {
     pub sender: Sender,
     /// Dictionary of what comes from the peer.
     pub receiver: Receiver,
+    /// Whether the line or the CPU is the bottleneck.
+    pub gauge: Gauge,
     /// Room for what is read from the tunnel.
     pub scratch: Vec<u8>,
     ours: Option<StreamId>,
@@ -77,14 +84,72 @@ pub struct Link {
     taken: usize,
     /// When confirmations must go that might have waited for more.
     confirm_at: Option<Instant>,
+    /// Where the dictionaries lie, if not in memory.
+    device: Option<Rc<dyn BlockDevice>>,
+    /// There is a device, but it could not be used.
+    is_refused: bool,
+}
+
+/// Where the dictionaries of both directions lie.
+#[derive(Clone, Default)]
+pub struct StoreParts {
+    /// Bytes of memory: for the dictionaries, or for the parts in use of those on a device.
+    pub memory: usize,
+    /// What they are kept on.
+    pub device: Option<Rc<dyn BlockDevice>>,
+}
+
+/// What both directions have written and only a flush can make safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreTicket(Option<Ticket>, Option<Ticket>);
+
+/// Whose store it is: a digest of both public keys, ours first.
+fn owner(config: &TunnelConfig) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(b"outpost store");
+    hash.update(public_key(&config.private_key));
+    hash.update(config.peer_public_key);
+    hash.finalize().into()
+}
+
+/// The dictionaries that lie on the device.
+fn on_device(
+    ends: &Ends,
+    random: &mut Random,
+    parts: &StoreParts,
+) -> Result<Option<(Sender, Receiver)>, crate::store::OpenError> {
+    let Some(device) = parts.device.clone() else {
+        return Ok(None);
+    };
+    let mut seed = [0; 48];
+    let (name, keys) = seed.split_at_mut(16);
+    keys.copy_from_slice(&random.seed());
+    name.copy_from_slice(random.seed().get(..16).unwrap_or(&[0; 16]));
+    let disk = Disk::open(device, owner(&ends.config), seed)?;
+    match disk.opened() {
+        Opened::Own => {}
+        Opened::Blank => log::info!("store: there is none yet; started"),
+        Opened::Foreign => log::warn!("store: it belongs to another pair of keys; started anew"),
+    }
+    let sender = Sender::on_disk(&disk, parts.memory / 2, random.seed());
+    let receiver = Receiver::on_disk(&disk, parts.memory / 2);
+    Ok(Some((sender, receiver)))
 }
 
 impl Link {
     /// A link whose tunnel is not up yet.
-    pub fn new(ends: Ends, random: &mut Random, memory: usize, now: Instant) -> Link {
-        let half = memory / 2;
-        let sender = Sender::new(SenderConfig::with_memory(half), random.seed());
-        let receiver = Receiver::new(ReceiverConfig { memory: half });
+    pub fn new(ends: Ends, random: &mut Random, parts: StoreParts, now: Instant) -> Link {
+        let opened = on_device(&ends, random, &parts);
+        if let Err(error) = &opened {
+            log::error!("store: {error}; the dictionary is in memory only");
+        }
+        let is_refused = opened.is_err();
+        let (sender, receiver) = opened.ok().flatten().unwrap_or_else(|| {
+            let memory = parts.memory / 2;
+            let config = SenderConfig::with_memory(memory);
+            let sender = Sender::new(config, random.seed());
+            (sender, Receiver::new(ReceiverConfig { memory }))
+        });
         Link {
             tunnel: ends.tunnel(random, now),
             ends,
@@ -93,6 +158,7 @@ impl Link {
             up_at: None,
             sender,
             receiver,
+            gauge: Gauge::default(),
             scratch: alloc::vec![0; READ],
             ours: None,
             theirs: None,
@@ -100,7 +166,51 @@ impl Link {
             outgoing: Vec::new(),
             taken: 0,
             confirm_at: None,
+            device: parts.device.filter(|_| !is_refused),
+            is_refused,
         }
+    }
+
+    /// Whether [`Link::sync_store`] has something to write.
+    pub fn store_is_dirty(&mut self) -> bool {
+        let sender = self.sender.disk().is_some_and(|log| log.is_dirty());
+        sender || self.receiver.disk().is_some_and(|log| log.is_dirty())
+    }
+
+    /// Writes what of the dictionaries is in memory only, without a flush. Once the device has been flushed, hand the ticket to
+    /// [`Link::store_flushed`].
+    pub fn sync_store(&mut self) -> StoreTicket {
+        StoreTicket(self.sender.sync(), self.receiver.sync())
+    }
+
+    /// The device has been flushed since the ticket was given.
+    pub fn store_flushed(&mut self, ticket: StoreTicket) {
+        for (log, ticket) in [
+            (self.sender.disk(), ticket.0),
+            (self.receiver.disk(), ticket.1),
+        ] {
+            if let (Some(log), Some(ticket)) = (log, ticket) {
+                DiskLog::flushed(log, ticket);
+            }
+        }
+    }
+
+    /// Writes everything and flushes the device: for an orderly stop.
+    pub fn close_store(&mut self) {
+        let ticket = self.sync_store();
+        let Some(device) = &self.device else { return };
+        match device.flush() {
+            Ok(()) => self.store_flushed(ticket),
+            Err(error) => log::warn!("the store cannot be flushed: {error}"),
+        }
+    }
+
+    /// What the store on a device did, both directions together.
+    pub fn store_statistics(&self) -> StoreStatistics {
+        let mut statistics = self.sender.store_statistics();
+        statistics += self.receiver.store_statistics();
+        statistics.store_memory_only |= u64::from(self.is_refused);
+        statistics
     }
 
     /// The tunnel has come up, or gone down: everything of the last connection is void.
@@ -303,7 +413,11 @@ mod tests {
             config: TunnelConfig::new([1; 32], [2; 32]),
             endpoint: None,
         };
-        let mut link = Link::new(ends, &mut Random::new([3; 32]), 8 << 20, now);
+        let parts = StoreParts {
+            memory: 8 << 20,
+            device: None,
+        };
+        let mut link = Link::new(ends, &mut Random::new([3; 32]), parts, now);
         link.confirm_at = Some(now);
         assert_eq!(link.next_wakeup(), Some(now));
         link.outgoing.push(0);

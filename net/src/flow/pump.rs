@@ -102,6 +102,7 @@ impl Pump {
         {
             let taken = link.tunnel.write(self.stream, rest);
             if taken == 0 {
+                link.gauge.line_is_full(link.tunnel.drain_time());
                 return false;
             }
             self.taken += taken;
@@ -129,6 +130,10 @@ impl Pump {
                 return true;
             }
             let waiting = host.readable();
+            if waiting >= TURN {
+                link.gauge.host_waits();
+            }
+            link.sender.set_effort(link.gauge.effort());
             let credit = self.encoder.writable(&link.sender);
             self.needs_credit = waiting > 0 && credit == 0;
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);

@@ -6,12 +6,13 @@ use alloc::vec::Vec;
 
 use hashbrown::HashMap;
 
-use super::link::{Ends, Link};
+use super::link::{Ends, Link, StoreParts, StoreTicket};
 use super::message::{self, Code, OPENED};
 use super::newcomer::{Greeting, Newcomer};
 use super::pump::{Host, Pump};
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
 use crate::hash::{Keyed, Random};
+use crate::store::StoreStatistics;
 use crate::time::Instant;
 use crate::tunnel::{
     DownReason, Endpoint, Event, State, StreamId, TunnelConfig, TunnelStatistics, WrongKey,
@@ -26,8 +27,8 @@ pub struct SessionConfig {
     pub endpoint: Option<Endpoint>,
     /// Secret and random, never the same twice.
     pub seed: [u8; 32],
-    /// Memory for the dictionaries of both directions, in bytes.
-    pub store_memory: usize,
+    /// Where the dictionaries of both directions lie.
+    pub store: StoreParts,
 }
 
 /// What has happened, in order.
@@ -67,7 +68,7 @@ impl Session {
             endpoint: config.endpoint,
         };
         Session {
-            link: Link::new(ends, &mut random, config.store_memory, now),
+            link: Link::new(ends, &mut random, config.store, now),
             random,
             newcomers: HashMap::with_hasher(hash),
             awaiting_control: Vec::new(),
@@ -201,6 +202,40 @@ impl Session {
             self.link.sender.statistics(),
             self.link.receiver.statistics(),
         )
+    }
+
+    /// What the store on a device did; all zeros without one.
+    pub fn store_statistics(&self) -> StoreStatistics {
+        self.link.store_statistics()
+    }
+
+    /// Bytes of the anchors' index, and of the parts of both dictionaries that may be in memory.
+    pub fn store_memory(&self) -> (usize, usize) {
+        let receiver = self.link.receiver.store_memory();
+        let (index, sender) = self.link.sender.store_memory();
+        (index, sender + receiver)
+    }
+
+    /// Whether [`Session::sync_store`] has something to write.
+    pub fn store_is_dirty(&mut self) -> bool {
+        self.link.store_is_dirty()
+    }
+
+    /// Writes what of the dictionaries is in memory only: call it after a pause, and every ten seconds or so while there is
+    /// none. It writes some megabytes at most and does not flush; when the device has been flushed, hand the ticket to
+    /// [`Session::store_flushed`].
+    pub fn sync_store(&mut self) -> StoreTicket {
+        self.link.sync_store()
+    }
+
+    /// The store's device has been flushed since the ticket was given.
+    pub fn store_flushed(&mut self, ticket: StoreTicket) {
+        self.link.store_flushed(ticket);
+    }
+
+    /// Writes all of the dictionaries and flushes their device: for an orderly stop.
+    pub fn close_store(&mut self) {
+        self.link.close_store();
     }
 
     fn handle(&mut self, now: Instant, event: Event) {

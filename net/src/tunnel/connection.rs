@@ -495,6 +495,14 @@ impl Connection {
         Some((to, out))
     }
 
+    /// How long the line needs for all that streams hold.
+    pub(super) fn drain_time(&self) -> Option<Duration> {
+        let micros = (self.streams.held() as u64).saturating_mul(1_000_000);
+        micros
+            .checked_div(self.bbr.bandwidth())
+            .map(Duration::from_micros)
+    }
+
     /// The present state of the line.
     pub(super) fn describe(&self, statistics: &mut TunnelStatistics) {
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);

@@ -464,6 +464,11 @@ impl Tunnel {
             .transmit(now, &mut self.plain, buffer, &mut self.statistics)
     }
 
+    /// How long the line needs for what is written and not acknowledged, by the model of its rate; `None` before there is one.
+    pub fn drain_time(&self) -> Option<Duration> {
+        self.connection.as_deref()?.drain_time()
+    }
+
     /// When to call [`poll_transmit`](Self::poll_transmit) again, if nothing else happens before; not before `now`.
     pub fn next_wakeup(&self, now: Instant) -> Option<Instant> {
         if !self.outbox.is_empty() {

@@ -46,11 +46,14 @@ pub struct Parts {
     pub matched: usize,
     /// Literals.
     pub literal: usize,
+    /// Whether it was made with less than full effort.
+    pub fast: bool,
 }
 
 /// What all encoders of a sending side share: where short strings were seen lately, and room to work in.
 pub struct Coder {
     dense: Dense,
+    recent: fast::Recent,
     parsed: Parsed,
     arrays: sequences::Arrays,
 }
@@ -59,6 +62,7 @@ impl Coder {
     pub fn new() -> Self {
         Coder {
             dense: Dense::new(),
+            recent: fast::Recent::new(),
             parsed: Parsed::default(),
             arrays: sequences::Arrays::default(),
         }
@@ -78,12 +82,12 @@ impl Coder {
         if known <= len / 32 && looks_random(input.block) {
             return None;
         }
-        // Where most is known, little is left to look at, and looking well is worth it.
-        match effort {
-            Effort::Fast if known <= len / 2 => {
-                fast::parse(&mut self.dense, input, far, &mut self.parsed);
-            }
-            _ => parse::parse(&mut self.dense, input, far, &mut self.parsed),
+        // Where nearly all is known, little is left to look at, and looking well is worth it.
+        let fast = effort == Effort::Fast && known <= len - len / 4;
+        if fast {
+            fast::parse(&mut self.recent, input, far, &mut self.parsed);
+        } else {
+            parse::parse(&mut self.dense, input, far, &mut self.parsed);
         }
         let start = out.len();
         let mut changed = tables.clone();
@@ -105,6 +109,7 @@ impl Coder {
             copied,
             matched: len - literal - copied,
             literal,
+            fast,
         })
     }
 }

@@ -52,7 +52,7 @@ pub struct Parsed {
 
 /// Where strings of one length were seen last. What the memory holds there is far away; eight bits of each string's hash
 /// are close by, and tell nearly always whether it is worth going there.
-pub struct Table<const SLOTS: usize> {
+struct Table<const SLOTS: usize> {
     /// Log positions, low halves.
     positions: Box<[u32; SLOTS]>,
     tags: Box<[u8; SLOTS]>,
@@ -60,7 +60,7 @@ pub struct Table<const SLOTS: usize> {
 
 /// Where in a table a string belongs, and its tag there.
 #[derive(Clone, Copy)]
-pub struct Slot {
+struct Slot {
     index: usize,
     tag: u8,
 }
@@ -75,7 +75,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
 
     /// The slot for a string that fills the top bytes of `string`.
     #[inline(always)]
-    pub fn slot(string: u64) -> Slot {
+    fn slot(string: u64) -> Slot {
         let hash = string.wrapping_mul(0xcf1b_bcdc_b7a5_6463);
         Slot {
             index: (hash >> (64 - SLOTS.ilog2())) as usize & (SLOTS - 1),
@@ -86,7 +86,7 @@ impl<const SLOTS: usize> Table<SLOTS> {
 
     /// How far back from `position` the slot's string was, if it seems to be the same; 0 if not.
     #[inline(always)]
-    pub fn back(&self, slot: Slot, position: u64) -> u64 {
+    fn back(&self, slot: Slot, position: u64) -> u64 {
         if self.tags[slot.index & (SLOTS - 1)] != slot.tag {
             return 0;
         }
@@ -95,27 +95,27 @@ impl<const SLOTS: usize> Table<SLOTS> {
     }
 
     #[inline(always)]
-    pub fn set(&mut self, slot: Slot, position: u64) {
+    fn set(&mut self, slot: Slot, position: u64) {
         self.tags[slot.index & (SLOTS - 1)] = slot.tag;
         self.positions[slot.index & (SLOTS - 1)] = position as u32;
     }
 }
 
 /// An array on the heap that was never on the stack.
-fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
+pub fn boxed<T: Clone + Default, const N: usize>() -> Box<[T; N]> {
     match vec![T::default(); N].into_boxed_slice().try_into() {
         Ok(array) => array,
         Err(_) => unreachable!("a vector of N is a box of N"),
     }
 }
 
-pub type Long = Table<LONG_SLOTS>;
-pub type Short = Table<SHORT_SLOTS>;
+type Long = Table<LONG_SLOTS>;
+type Short = Table<SHORT_SLOTS>;
 
 /// Where strings of eight and of five bytes were seen last.
 pub struct Dense {
-    pub long: Long,
-    pub short: Short,
+    long: Long,
+    short: Short,
     /// What was put in last because of a hit.
     loaded: Range<u64>,
 }
@@ -161,7 +161,7 @@ impl Dense {
 
 /// The first five bytes of a word, at its top.
 #[inline(always)]
-pub fn five(word: u64) -> u64 {
+fn five(word: u64) -> u64 {
     word << 24
 }
 
@@ -178,7 +178,7 @@ pub struct Input<'a, S: Store> {
 }
 
 /// Where matches begin: what may be referred to, and lies in memory in one piece.
-pub struct Parser<'a, S: Store> {
+struct Parser<'a, S: Store> {
     input: &'a Input<'a, S>,
     /// Where `piece` begins in the log.
     start: u64,
@@ -186,7 +186,7 @@ pub struct Parser<'a, S: Store> {
 }
 
 impl<'a, S: Store> Parser<'a, S> {
-    pub fn new(input: &'a Input<'a, S>) -> Self {
+    fn new(input: &'a Input<'a, S>) -> Self {
         Parser {
             input,
             start: 0,
@@ -244,7 +244,7 @@ impl<'a, S: Store> Parser<'a, S> {
 
     /// The length of the match at `i`, `distance` back; 0 if it is shorter than four bytes.
     #[inline(always)]
-    pub fn length(&mut self, i: usize, distance: u64) -> usize {
+    fn length(&mut self, i: usize, distance: u64) -> usize {
         let at = self.input.position + i as u64;
         let Some(at) = at.checked_sub(distance) else {
             return 0;
@@ -258,7 +258,7 @@ impl<'a, S: Store> Parser<'a, S> {
 
     /// How far the match of `start` with `source` goes on to the left, down to `least`.
     #[inline]
-    pub fn back(&mut self, source: u64, least: usize, start: usize) -> usize {
+    fn back(&mut self, source: u64, least: usize, start: usize) -> usize {
         self.source(source);
         let end = source.wrapping_sub(self.start);
         let before = usize::try_from(end)

@@ -190,6 +190,11 @@ impl Streams {
         self.total_buffer = window.saturating_mul(4).clamp(1 << 20, self.send_memory);
     }
 
+    /// Bytes written and not acknowledged, of all streams.
+    pub(super) fn held(&self) -> usize {
+        self.held
+    }
+
     pub(super) fn open_streams(&self) -> usize {
         self.streams.len()
     }

@@ -1,0 +1,314 @@
+//! The dictionary's place on the file system: a sparse file of fixed size (or a block device) for each peer, locked so that
+//! two processes never share it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outpost_config::ProgramStore;
+use outpost_net::flow::StoreParts;
+use outpost_net::report::Exposition;
+use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC, StoreStatistics};
+
+use crate::hub::Hub;
+
+/// Memory for the dictionaries of both directions with a peer, if they are kept nowhere else.
+const IN_MEMORY: usize = 256 << 20;
+/// What they take on disk, if the configuration does not say.
+const ON_DISK: u64 = 1 << 30;
+/// Memory for the parts of them in use, if the configuration does not say.
+const CACHE: u64 = 64 << 20;
+
+/// A lock is tried so often, with so long between.
+const LOCK_TRIES: u32 = 80;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is seen whether there is something to write.
+const TICK: Duration = Duration::from_secs(2);
+/// While data flows it is written after so many ticks; at a pause at once.
+const TICKS: u32 = 5;
+
+/// A file, or a block device, as the engine wants it.
+struct FileDevice {
+    file: Arc<File>,
+    size: u64,
+}
+
+fn failed(error: &io::Error) -> DeviceError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DeviceError::Full,
+        _ => DeviceError::Failed,
+    }
+}
+
+impl FileDevice {
+    fn check(&self, offset: u64, len: usize) -> Result<(), DeviceError> {
+        let end = offset.checked_add(len as u64);
+        match end {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(DeviceError::OutOfRange),
+        }
+    }
+}
+
+impl BlockDevice for FileDevice {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.check(offset, bytes.len())?;
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(|error| failed(&error))
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.check(offset, bytes.len())?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|error| failed(&error))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.file.sync_data().map_err(|error| failed(&error))
+    }
+}
+
+/// Where one peer's dictionaries are kept.
+pub struct Place {
+    /// For the engine.
+    pub parts: StoreParts,
+    file: Option<Arc<File>>,
+}
+
+/// The place for the dictionaries with the peer called `name`, of `peers` peers in all.
+///
+/// # Errors
+/// What is wrong with `[store]`, in words.
+pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Place, String> {
+    let bytes = |size: Option<outpost_config::ByteSize>| size.map(|size| size.bytes());
+    let memory = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let Some(path) = &config.path else {
+        let given = bytes(config.memory).or(bytes(config.size));
+        let parts = StoreParts {
+            memory: given.map_or(IN_MEMORY, memory),
+            device: None,
+        };
+        return Ok(Place { parts, file: None });
+    };
+    let path = match peers {
+        0 | 1 => PathBuf::from(path),
+        _ => PathBuf::from(format!("{path}.{name}")),
+    };
+    let size = bytes(config.size).unwrap_or(ON_DISK) / peers.max(1) as u64;
+    if size < Disk::LEAST_BYTES {
+        return Err(format!(
+            "[store] size: {size} bytes for each peer are too few; give each at least {}M",
+            Disk::LEAST_BYTES.div_ceil(1 << 20)
+        ));
+    }
+    let words = |error: String| format!("[store] {}: {error}", path.display());
+    let file = lock(&path).await.map_err(words)?;
+    let device = prepare(file, size).map_err(words)?;
+    let file = device.file.clone();
+    let parts = StoreParts {
+        memory: memory(bytes(config.memory).unwrap_or(CACHE.min(size))),
+        device: Some(Rc::new(device)),
+    };
+    Ok(Place {
+        parts,
+        file: Some(file),
+    })
+}
+
+/// Opens a file for this process alone. One that is just stopping, or a peer that is just being replaced, is waited for.
+async fn lock(path: &Path) -> Result<File, String> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(|error| error.to_string())?;
+    let mut tries = 0;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
+                tries += 1;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(String::from("another process uses it; give each its own"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// Makes a file or block device ready to hold `size` bytes.
+fn prepare(mut file: File, size: u64) -> Result<FileDevice, String> {
+    let words = |error: io::Error| error.to_string();
+    let kind = file.metadata().map_err(words)?.file_type();
+    if !(kind.is_file() || kind.is_block_device()) {
+        return Err(String::from("this is neither a file nor a block device"));
+    }
+    let has = file.seek(SeekFrom::End(0)).map_err(words)?;
+    if !is_ours(&file, has) {
+        return Err(String::from(
+            "this holds something that is no store, and is left as it is; give another path, or remove it",
+        ));
+    }
+    let size = if kind.is_file() {
+        if has != size {
+            file.set_len(size).map_err(words)?;
+        }
+        size
+    } else {
+        size.min(has)
+    };
+    Ok(FileDevice {
+        file: Arc::new(file),
+        size,
+    })
+}
+
+/// Whether a file may be used: it is empty, blank, or begins as a store does.
+fn is_ours(file: &File, size: u64) -> bool {
+    let mut head = [0; 2 * BLOCK];
+    let have = usize::try_from(size).unwrap_or(usize::MAX).min(head.len());
+    let Some(head) = head.get_mut(..have) else {
+        return false;
+    };
+    // What cannot be read now may be later: the engine copes with that.
+    if file.read_exact_at(head, 0).is_err() {
+        return true;
+    }
+    head.iter().all(|byte| *byte == 0) || head.chunks(BLOCK).any(|block| block.starts_with(&MAGIC))
+}
+
+impl Place {
+    /// Says what was found, and has it written for as long as the peer is there: at pauses, and every ten seconds while data
+    /// flows.
+    pub fn keep(self, hub: &Rc<Hub>, opening: Duration) {
+        let Some(file) = self.file else { return };
+        let (statistics, memory) = {
+            let session = hub.session.borrow();
+            (session.store_statistics(), session.store_memory())
+        };
+        if statistics.store_capacity_bytes > 0 {
+            log::info!(
+                "{}: store: {} MiB in each direction, {:.1} MiB warm in {} ms; memory: index {:.1} MiB, parts in use {} MiB",
+                hub.name,
+                statistics.store_capacity_bytes >> 21,
+                statistics.store_warm_bytes as f64 / f64::from(1 << 20),
+                opening.as_millis(),
+                memory.0 as f64 / f64::from(1 << 20),
+                memory.1 >> 20,
+            );
+        }
+        let hub = Rc::downgrade(hub);
+        tokio::task::spawn_local(async move {
+            let (mut ticks, mut last) = (0, 0);
+            loop {
+                tokio::time::sleep(TICK).await;
+                let Some(hub) = hub.upgrade() else { return };
+                ticks += 1;
+                let stored = {
+                    let (_, sent, received) = hub.session.borrow().statistics();
+                    sent.stored_bytes + received.stored_bytes
+                };
+                let paused = core::mem::replace(&mut last, stored) == stored;
+                if (paused || ticks >= TICKS) && hub.session.borrow_mut().store_is_dirty() {
+                    ticks = 0;
+                    sync(&hub, file.clone()).await;
+                }
+            }
+        });
+    }
+}
+
+async fn sync(hub: &Hub, file: Arc<File>) {
+    let ticket = hub.session.borrow_mut().sync_store();
+    let flushed = tokio::task::spawn_blocking(move || file.sync_data()).await;
+    if let Ok(Ok(())) = flushed {
+        hub.session.borrow_mut().store_flushed(ticket);
+    }
+}
+
+/// Adds the metrics of the dictionaries' place on disk to `out`.
+pub fn add_metrics(out: &mut Exposition, peer: &str, store: &StoreStatistics) {
+    let labels = [("peer", peer)];
+    for (name, help, value) in [
+        (
+            "outpost_store_capacity_bytes",
+            "What the dictionaries of both directions hold at most; 0 if they are in memory.",
+            store.store_capacity_bytes,
+        ),
+        (
+            "outpost_store_warm_bytes",
+            "What of them was there at the start.",
+            store.store_warm_bytes,
+        ),
+        (
+            "outpost_store_memory_only",
+            "Whether they go on in memory only, for too many writes have failed.",
+            store.store_memory_only,
+        ),
+        (
+            "outpost_store_started_anew",
+            "Whether there was no store of this pair of peers at the start.",
+            store.store_started_anew,
+        ),
+    ] {
+        out.gauge(name, help, &labels, value);
+    }
+    for (name, help, value) in [
+        (
+            "outpost_store_read_bytes_total",
+            "Bytes read from disk.",
+            store.store_read_bytes,
+        ),
+        (
+            "outpost_store_written_bytes_total",
+            "Bytes written to disk.",
+            store.store_written_bytes,
+        ),
+        (
+            "outpost_store_segment_writes_total",
+            "Times that segments, or what was new in them, were written.",
+            store.store_segment_writes,
+        ),
+        (
+            "outpost_store_bad_pages_total",
+            "Pages without their checksum, treated as not there.",
+            store.store_bad_pages,
+        ),
+        (
+            "outpost_store_bad_segments_total",
+            "Segments with a damaged description, treated as not there.",
+            store.store_bad_segments,
+        ),
+        (
+            "outpost_store_read_errors_total",
+            "Reads that the disk refused.",
+            store.store_read_errors,
+        ),
+        (
+            "outpost_store_write_errors_total",
+            "Writes and flushes that the disk refused.",
+            store.store_write_errors,
+        ),
+        (
+            "outpost_store_dropped_bytes_total",
+            "Bytes dropped from memory because they could not be written.",
+            store.store_dropped_bytes,
+        ),
+    ] {
+        out.counter(name, help, &labels, value);
+    }
+}

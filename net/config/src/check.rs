@@ -15,9 +15,11 @@ const MIN_GUEST_MIB: u64 = 16;
 pub(crate) const MIN_STORE_MIB: u64 = 4;
 
 /// One step from a table to what is in it.
-#[derive(Clone, Copy)]
-pub(crate) enum Step<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<'a> {
+    /// To the value of a key.
     Key(&'a str),
+    /// To an element of an array, counted from 0.
     Index(usize),
 }
 use Step::{Index, Key};
@@ -182,13 +184,17 @@ fn check_guest(text: &str, config: &Config, guest: &Guest) -> Result<(), ConfigE
     Ok(())
 }
 
+/// The line (from 1) of the value that `path` leads to, or of the last step of the way that the file has: for what only
+/// shows when the configuration is put to use, such as a port that another program has. `None`: the text has nothing of it.
+pub fn locate(text: &str, path: &[Step<'_>]) -> Option<usize> {
+    let table = DeTable::parse(text).ok()?;
+    offset_of(table.get_ref(), path).map(|offset| line_of(text, offset))
+}
+
 /// An error at the value that `path` leads to, or at the last step of the way that the file has.
 pub(crate) fn at(text: &str, path: &[Step<'_>], message: String) -> ConfigError {
-    match DeTable::parse(text)
-        .ok()
-        .and_then(|table| offset_of(table.get_ref(), path))
-    {
-        Some(offset) => ConfigError::at_line(line_of(text, offset), message),
+    match locate(text, path) {
+        Some(line) => ConfigError::at_line(line, message),
         None => ConfigError::whole_file(message),
     }
 }

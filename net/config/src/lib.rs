@@ -18,8 +18,9 @@ use core::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::Deserialize;
 
+pub use check::{Step, locate};
 pub use error::ConfigError;
-pub use program::{ProgramConfig, ProgramManagement, ProgramStore, Proxy};
+pub use program::{ProgramConfig, ProgramManagement, ProgramStore, Proxy, Socks, Transparent};
 pub use values::{ByteSize, Ipv4Cidr, Ipv4Interface, MacAddress, PrivateKey, PublicKey};
 
 /// UDP port of the tunnel unless `listen` says otherwise.
@@ -171,18 +172,20 @@ impl Config {
     /// # Errors
     /// As [`Config::parse`]; bytes that are not UTF-8 are named by their line. A UTF-8 byte-order mark is skipped.
     pub fn parse_bytes(bytes: &[u8]) -> Result<Config, ConfigError> {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        match core::str::from_utf8(bytes) {
-            Ok(text) => Config::parse(text),
-            Err(error) => {
-                let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-                Err(ConfigError::at_line(
-                    1 + before.iter().filter(|&&byte| byte == b'\n').count(),
-                    String::from("not UTF-8 text; save the file as plain UTF-8"),
-                ))
-            }
-        }
+        text_of(bytes).and_then(Config::parse)
     }
+}
+
+/// Bytes of a disk as text, without a byte-order mark.
+fn text_of(bytes: &[u8]) -> Result<&str, ConfigError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    core::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
+        ConfigError::at_line(
+            1 + before.iter().filter(|&&byte| byte == b'\n').count(),
+            String::from("not UTF-8 text; save the file as plain UTF-8"),
+        )
+    })
 }
 
 #[cfg(test)]

@@ -33,6 +33,15 @@ pub struct ProgramConfig {
     /// Branch: forwarded ports.
     #[serde(default, rename = "proxy")]
     pub proxies: Vec<Proxy>,
+    /// Branch: SOCKS5 servers.
+    #[serde(default)]
+    pub socks: Vec<Socks>,
+    /// Branch: connections that the router hands over.
+    #[serde(default)]
+    pub transparent: Option<Transparent>,
+    /// Core: connect to servers from the client's address, not from this machine's.
+    #[serde(default)]
+    pub from_client: bool,
 }
 
 /// `[management]` of a program.
@@ -70,6 +79,28 @@ pub struct Proxy {
     pub peer: String,
 }
 
+/// `[[socks]]`: a SOCKS5 server whose connections go through a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Socks {
+    /// Where clients connect (TCP).
+    pub listen: SocketAddrV4,
+    /// The name of the peer.
+    pub peer: String,
+}
+
+/// `[transparent]`: where the router's TPROXY or REDIRECT rules hand connections over. Which peer serves a destination is in
+/// `prefixes` of the peers.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Transparent {
+    /// Where the rules lead (TCP).
+    pub listen: SocketAddrV4,
+    /// The peer for destinations that are in no peer's prefixes; none: those are connected directly.
+    #[serde(default)]
+    pub peer: Option<String>,
+}
+
 impl ProgramConfig {
     /// Parses and checks a configuration file.
     ///
@@ -88,8 +119,16 @@ impl ProgramConfig {
         Ok(config)
     }
 
+    /// Parses what was read from a disk, which need not be UTF-8.
+    ///
+    /// # Errors
+    /// As [`Config::parse_bytes`](crate::Config::parse_bytes).
+    pub fn parse_bytes(bytes: &[u8]) -> Result<ProgramConfig, ConfigError> {
+        crate::text_of(bytes).and_then(ProgramConfig::parse)
+    }
+
     fn check(&self, text: &str) -> Result<(), ConfigError> {
-        use Step::{Index, Key};
+        use Step::Key;
         let fault = |path: &[Step<'_>], message: String| Err(at(text, path, message));
         if self.listen.port() == 0 {
             let message = "the tunnel needs a port; write listen = \"0.0.0.0:3301\"";
@@ -102,10 +141,6 @@ impl ProgramConfig {
             let message = "there is nobody to talk to; add a [[peer]] with name and public_key";
             return fault(&[Key("peer")], String::from(message));
         }
-        if self.role == Role::Core && self.peers.len() > 1 {
-            let message = "a core has one peer in this version; start one outpost-peer, with a port of its own, for each";
-            return fault(&[Key("peer"), Index(1)], String::from(message));
-        }
         for (key, size) in [("memory", self.store.memory), ("size", self.store.size)] {
             if let Some(size) = size
                 && size.bytes() < MIN_STORE_MIB << 20
@@ -116,38 +151,108 @@ impl ProgramConfig {
                 return fault(&[Key("store"), Key(key)], message);
             }
         }
+        self.check_listeners(text)
+    }
+
+    /// Everything that accepts TCP connections.
+    fn check_listeners(&self, text: &str) -> Result<(), ConfigError> {
+        use Step::{Index, Key};
+        if self.role == Role::Branch && self.from_client {
+            let message =
+                "a branch connects to no servers; from_client belongs into the core's file";
+            return Err(at(text, &[Key("from_client")], String::from(message)));
+        }
+        let mut taken: Vec<SocketAddrV4> = Vec::new();
         for (index, proxy) in self.proxies.iter().enumerate() {
-            let fault = |key, message| fault(&[Key("proxy"), Index(index), Key(key)], message);
-            if self.role == Role::Core {
-                let message = "a core forwards no ports; [[proxy]] belongs into the branch's file";
-                return fault("listen", String::from(message));
-            }
-            if !self.peers.iter().any(|peer| peer.name == proxy.peer) {
-                let message = format!(
-                    "no [[peer]] is called `{}`; there is `{}`",
-                    proxy.peer,
-                    self.peers.first().map_or("none", |peer| peer.name.as_str())
-                );
-                return fault("peer", message);
-            }
-            let earlier = self.proxies.get(..index).unwrap_or_default();
-            if proxy.listen.port() == 0 || earlier.iter().any(|other| other.listen == proxy.listen)
-            {
-                let message = format!(
-                    "{} is taken or no port; each proxy listens at its own",
-                    proxy.listen
-                );
-                return fault("listen", message);
-            }
+            let place = [Key("proxy"), Index(index)];
+            self.check_listener(text, &place, proxy.listen, Some(&proxy.peer), &mut taken)?;
             let ip: Ipv4Addr = *proxy.to.ip();
             if proxy.to.port() == 0 || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()
             {
-                let message = format!("{} is no server's address and port", proxy.to);
-                return fault("to", message);
+                let message = format!(
+                    "{} is no server's address and port; write to = \"10.77.2.10:80\"",
+                    proxy.to
+                );
+                return Err(at(text, &[place[0], place[1], Key("to")], message));
             }
+        }
+        for (index, socks) in self.socks.iter().enumerate() {
+            let place = [Key("socks"), Index(index)];
+            self.check_listener(text, &place, socks.listen, Some(&socks.peer), &mut taken)?;
+        }
+        if let Some(transparent) = &self.transparent {
+            let place = [Key("transparent")];
+            let peer = transparent.peer.as_ref();
+            self.check_listener(text, &place, transparent.listen, peer, &mut taken)?;
+            if peer.is_none() && self.peers.iter().all(|peer| peer.prefixes.is_empty()) {
+                let message = "nothing would be optimised; add prefixes = [\"10.77.2.0/24\"] to a [[peer]], or peer = \"name\" here";
+                return Err(at(text, &place, String::from(message)));
+            }
+        }
+        if let Some(management) = &self.management {
+            let place = [Key("management"), Key("listen")];
+            check_port(text, &place, management.listen, &mut taken)?;
         }
         Ok(())
     }
+
+    /// A listener for clients, in the table at `place`.
+    fn check_listener(
+        &self,
+        text: &str,
+        place: &[Step<'_>],
+        listen: SocketAddrV4,
+        peer: Option<&String>,
+        taken: &mut Vec<SocketAddrV4>,
+    ) -> Result<(), ConfigError> {
+        let with = |key| [place, &[Step::Key(key)]].concat();
+        if self.role == Role::Core {
+            let message = "a core takes no clients of its own; [[proxy]], [[socks]] and [transparent] belong into the branch's file";
+            return Err(at(text, &with("listen"), String::from(message)));
+        }
+        if let Some(name) = peer
+            && !self.peers.iter().any(|peer| peer.name == *name)
+        {
+            let names: Vec<String> = self
+                .peers
+                .iter()
+                .map(|it| format!("`{}`", it.name))
+                .collect();
+            let message = format!(
+                "no [[peer]] is called `{name}`; there is {}",
+                names.join(", ")
+            );
+            return Err(at(text, &with("peer"), message));
+        }
+        check_port(text, &with("listen"), listen, taken)
+    }
+}
+
+/// A TCP port that nothing else of this file listens at.
+fn check_port(
+    text: &str,
+    place: &[Step<'_>],
+    listen: SocketAddrV4,
+    taken: &mut Vec<SocketAddrV4>,
+) -> Result<(), ConfigError> {
+    if listen.port() == 0 {
+        let message = format!("{listen} has no port; write listen = \"127.0.0.1:3300\"");
+        return Err(at(text, place, message));
+    }
+    let same = |other: &&SocketAddrV4| {
+        other.port() == listen.port()
+            && (other.ip() == listen.ip()
+                || other.ip().is_unspecified()
+                || listen.ip().is_unspecified())
+    };
+    if let Some(other) = taken.iter().find(same) {
+        let message = format!(
+            "{listen} is taken by another section, which listens at {other}; give each its own port"
+        );
+        return Err(at(text, place, message));
+    }
+    taken.push(listen);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -172,6 +277,65 @@ mod tests {
     }
 
     #[test]
+    fn a_core_has_many_branches() {
+        let config = ProgramConfig::parse(&format!(
+            "role = \"core\"\nprivate_key = \"{KEY_A}\"\nfrom_client = true\n[[peer]]\nname = \"a\"\npublic_key = \"{KEY_A}\"\n[[peer]]\nname = \"b\"\npublic_key = \"{KEY_B}\"\n"
+        ))
+        .unwrap();
+        assert_eq!(config.peers.len(), 2);
+        assert!(config.from_client);
+    }
+
+    #[test]
+    fn socks_and_transparent_are_checked_like_proxies() {
+        let with = |more: &str| ProgramConfig::parse(&(branch() + more));
+        let good = with(
+            "[[socks]]\nlisten = \"127.0.0.1:1080\"\npeer = \"head\"\n[transparent]\nlisten = \"0.0.0.0:3302\"\npeer = \"head\"\n",
+        )
+        .unwrap();
+        assert_eq!(good.socks[0].listen.port(), 1080);
+        assert_eq!(good.transparent.unwrap().peer.as_deref(), Some("head"));
+        for (more, line, word) in [
+            (
+                "[[socks]]\nlisten = \"127.0.0.1:1080\"\npeer = \"tail\"\n",
+                18,
+                "no [[peer]] is called `tail`; there is `head`",
+            ),
+            (
+                "[[socks]]\nlisten = \"0.0.0.0:3300\"\npeer = \"head\"\n",
+                17,
+                "taken by another section",
+            ),
+            (
+                "[[socks]]\nlisten = \"127.0.0.1:1080\"\n",
+                16,
+                "`peer` is missing",
+            ),
+            (
+                "[transparent]\nlisten = \"0.0.0.0:9090\"\npeer = \"head\"\n",
+                15,
+                "taken by another section",
+            ),
+            (
+                "[transparent]\nlisten = \"0.0.0.0:3302\"\n",
+                16,
+                "nothing would be optimised",
+            ),
+        ] {
+            let error = with(more).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.line(), Some(line), "{error}");
+        }
+        let error =
+            ProgramConfig::parse(&branch().replacen("[store]", "from_client = true\n[store]", 1))
+                .unwrap_err();
+        assert!(
+            error.line() == Some(3) && error.message().contains("core"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (from, to, line, word) in [
             (
@@ -181,7 +345,7 @@ mod tests {
                 "no [[peer]] is called `tail`",
             ),
             ("\"1G\"", "\"1K\"", 5, "at least 4M"),
-            ("127.0.0.1:3300", "127.0.0.1:0", 11, "listens at its own"),
+            ("127.0.0.1:3300", "127.0.0.1:0", 11, "no port"),
             ("127.0.0.1:3399", "0.0.0.0:3399", 12, "no server"),
             ("endpoint = \"127.0.0.1:3301\"", "", 7, "endpoint"),
             ("to = ", "too = ", 12, "unknown key"),

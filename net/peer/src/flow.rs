@@ -10,9 +10,11 @@ use outpost_net::flow::message::Code;
 use outpost_net::flow::{Host, Incoming, Pump};
 use outpost_net::tunnel::StreamId;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::io::Interest;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::hub::{Hub, Slot, add};
+use crate::ledger::{End, Numbers};
 
 /// Why flows end when the tunnel does; never sent.
 pub const TUNNEL_DOWN: Code = Code::Other(0);
@@ -39,14 +41,17 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(tcp: TcpStream) -> Socket {
+    /// `early`: bytes that were read from it before.
+    fn new(tcp: TcpStream, early: &[u8]) -> Socket {
         // Blocks are written whole as soon as they are there: waiting for more helps nobody.
         let _ = tcp.set_nodelay(true);
+        let mut buffer = early.to_vec();
+        buffer.resize(READ.max(early.len()), 0);
         Socket {
             tcp,
-            buffer: vec![0; READ],
+            buffer,
             from: 0,
-            to: 0,
+            to: early.len(),
             has_ended: false,
             is_broken: false,
             read_blocked: false,
@@ -75,7 +80,7 @@ impl Socket {
 }
 
 /// What is closed after this is closed by an RST.
-fn reset(tcp: &TcpStream) {
+pub fn reset(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }
 
@@ -123,120 +128,175 @@ impl Host for Socket {
     }
 }
 
+/// When a host has reset its connection. One that has only finished has not.
+async fn broken(tcp: &TcpStream) {
+    while let Ok(ready) = tcp.ready(Interest::ERROR).await {
+        if ready.is_error() {
+            return;
+        }
+    }
+}
+
+/// A flow that the core has opened.
+pub struct Opened {
+    stream: StreamId,
+    pump: Pump,
+    slot: Rc<Slot>,
+}
+
+/// Branch: has the core open a connection for `client`. Gives it when the server has answered.
+///
+/// # Errors
+/// Why there is none. The end is noted by then.
+pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Opened, End> {
+    let opened = hub.session.borrow_mut().open(&key);
+    let Some((stream, mut pump)) = opened else {
+        let end = match hub.session.borrow().is_up() {
+            true => End::Full,
+            false => End::TunnelDown,
+        };
+        hub.counters.ends.count(end);
+        let begun = std::time::Instant::now();
+        hub.ledger
+            .end(&hub.name, key, Numbers::default(), end, begun);
+        return Err(end);
+    };
+    let slot = hub.enter(stream, key);
+    hub.dirty.notify_one();
+    let answer = async {
+        loop {
+            if let Some(code) = slot.reset.get() {
+                return Err(End::of(code));
+            }
+            let answer = hub.session.borrow_mut().answer(stream, &mut pump);
+            match answer {
+                Ok(Some(())) => return Ok(()),
+                Ok(None) => slot.wake.notified().await,
+                Err(code) => return Err(End::of(code)),
+            }
+        }
+    };
+    let result = tokio::select! {
+        answer = tokio::time::timeout(ANSWER_TIMEOUT, answer) => answer.unwrap_or(Err(End::NoAnswer)),
+        () = broken(client) => Err(End::Abandoned),
+    };
+    match result {
+        Ok(()) => Ok(Opened { stream, pump, slot }),
+        Err(end) => {
+            if slot.reset.get().is_none() {
+                hub.session.borrow_mut().refuse(stream, Code::Abandoned);
+            }
+            hub.session.borrow_mut().close_pump(pump);
+            hub.leave(stream, &slot, end);
+            Err(end)
+        }
+    }
+}
+
+/// Branch: moves bytes between the client and an opened flow. `early` are bytes of the client that were read before.
+pub async fn carry(hub: &Rc<Hub>, opened: Opened, tcp: TcpStream, early: &[u8]) {
+    let Opened { stream, pump, slot } = opened;
+    let end = run(hub, stream, pump, &slot, Socket::new(tcp, early)).await;
+    hub.leave(stream, &slot, end);
+}
+
 /// Branch: carries a client's connection to `server`.
 pub async fn forward(hub: Rc<Hub>, tcp: TcpStream, server: SocketAddrV4) {
     let Ok(SocketAddr::V4(client)) = tcp.peer_addr() else {
         return;
     };
     let key = FlowKey { client, server };
-    let opened = hub.session.borrow_mut().open(&key);
-    let Some((stream, mut pump)) = opened else {
-        add(&hub.counters.tunnel_down, 1);
-        log::info!(
-            "{client} to {server}: the tunnel to {} is down or full; the client is reset",
-            hub.name
-        );
-        reset(&tcp);
-        return;
-    };
-    let slot = hub.enter(stream, key);
-    hub.dirty.notify_one();
-    let answer = tokio::time::timeout(ANSWER_TIMEOUT, async {
-        loop {
-            if let Some(code) = slot.reset.get() {
-                return Err(code);
-            }
-            if hub
-                .session
-                .borrow_mut()
-                .answer(stream, &mut pump)?
-                .is_some()
-            {
-                return Ok(());
-            }
-            slot.wake.notified().await;
-        }
-    });
-    match answer.await.unwrap_or(Err(Code::Abandoned)) {
-        Ok(()) => run(&hub, stream, pump, &slot, tcp).await,
-        Err(code) => {
-            count(&hub, code);
-            log::info!("{client} to {server}: not opened: {code:?}");
+    match open(&hub, key, &tcp).await {
+        Ok(opened) => carry(&hub, opened, tcp, &[]).await,
+        Err(end) => {
+            say(&hub, &key, end);
             reset(&tcp);
-            if slot.reset.get().is_none() {
-                hub.session.borrow_mut().refuse(stream, code);
-            }
-            hub.session.borrow_mut().close_pump(pump);
         }
     }
-    leave(&hub, stream, &slot);
+}
+
+/// A line in the log about a flow that was not opened.
+pub fn say(hub: &Hub, key: &FlowKey, end: End) {
+    let (client, server, name) = (key.client, key.server, &hub.name);
+    log::info!("{client} to {server} by {name}: not opened: {}", end.name());
 }
 
 /// Core: opens the connection that the peer asks for, and carries it.
 pub async fn serve(hub: Rc<Hub>, stream: StreamId, slot: Rc<Slot>) {
-    let server = slot.key.server;
+    let FlowKey { client, server } = slot.key;
+    let from = hub.from_client.then_some(client);
     let connected = tokio::select! {
-        result = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(server)) => match result {
+        result = tokio::time::timeout(CONNECT_TIMEOUT, connect(server, from)) => match result {
             Ok(Ok(tcp)) => Ok(tcp),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Code::Refused),
-            _ => Err(Code::Unreachable),
+            Ok(Err(error)) => Err(match error.kind() {
+                io::ErrorKind::ConnectionRefused => Code::Refused,
+                io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Code::NotPermitted,
+                _ => Code::Unreachable,
+            }),
+            Err(_) => Err(Code::Unreachable),
         },
         code = abandoned(&slot) => Err(code),
     };
-    match connected {
+    let end = match connected {
         Ok(tcp) => {
             let pump = hub.session.borrow_mut().accept(stream);
-            run(&hub, stream, pump, &slot, tcp).await;
+            run(&hub, stream, pump, &slot, Socket::new(tcp, &[])).await
         }
         Err(code) => {
-            count(&hub, code);
+            let end = End::of(code);
             if slot.reset.get().is_none() {
-                log::info!("{} to {server}: not opened: {code:?}", slot.key.client);
+                say(&hub, &slot.key, end);
                 hub.session.borrow_mut().refuse(stream, code);
             }
+            end
+        }
+    };
+    hub.leave(stream, &slot, end);
+}
+
+/// Connects to `server`; from the address `client`, where that can be: the way back must lead through this machine.
+pub async fn connect(server: SocketAddrV4, client: Option<SocketAddrV4>) -> io::Result<TcpStream> {
+    let ip = server.ip();
+    if server.port() == 0 || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = TcpSocket::new_v4()?;
+    // A client on the branch's own machine has an address that means another machine here.
+    let client = client.filter(|it| !it.ip().is_loopback() && !it.ip().is_unspecified());
+    if let Some(client) = client {
+        SockRef::from(&socket).set_ip_transparent_v4(true)?;
+        socket.set_reuseaddr(true)?;
+        let bound = socket.bind(SocketAddr::V4(client));
+        if matches!(&bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse) {
+            socket.bind(SocketAddr::V4(SocketAddrV4::new(*client.ip(), 0)))?;
+        } else {
+            bound?;
         }
     }
-    leave(&hub, stream, &slot);
+    socket.connect(SocketAddr::V4(server)).await
 }
 
 async fn abandoned(slot: &Slot) -> Code {
     loop {
-        slot.wake.notified().await;
         if let Some(code) = slot.reset.get() {
             return code;
         }
+        slot.wake.notified().await;
     }
-}
-
-/// Forgets a flow that is over, if the name is still its own.
-fn leave(hub: &Hub, stream: StreamId, slot: &Rc<Slot>) {
-    let mut slots = hub.slots.borrow_mut();
-    if slots.get(&stream).is_some_and(|it| Rc::ptr_eq(it, slot)) {
-        slots.remove(&stream);
-    }
-    hub.dirty.notify_one();
-}
-
-fn count(hub: &Hub, code: Code) {
-    let counters = &hub.counters;
-    add(
-        match code {
-            Code::Refused => &counters.refused,
-            Code::Unreachable => &counters.unreachable,
-            TUNNEL_DOWN => &counters.tunnel_down,
-            _ => &counters.reset_by_peer,
-        },
-        1,
-    );
 }
 
 /// Moves bytes both ways until the flow is over.
-async fn run(hub: &Rc<Hub>, stream: StreamId, mut pump: Pump, slot: &Slot, tcp: TcpStream) {
-    let mut socket = Socket::new(tcp);
+async fn run(
+    hub: &Rc<Hub>,
+    stream: StreamId,
+    mut pump: Pump,
+    slot: &Slot,
+    mut socket: Socket,
+) -> End {
     slot.stage.set("open");
     let end = loop {
         if let Some(code) = slot.reset.get() {
-            break Err(code);
+            break End::of(code);
         }
         socket.read_blocked = false;
         socket.write_blocked = false;
@@ -248,29 +308,20 @@ async fn run(hub: &Rc<Hub>, stream: StreamId, mut pump: Pump, slot: &Slot, tcp: 
         hub.dirty.notify_one();
         add(&hub.counters.from_hosts, pump.from_host - from);
         add(&hub.counters.to_hosts, pump.to_host - to);
-        let statistics = pump.statistics();
-        slot.bytes.set([
-            pump.from_host,
-            pump.to_host,
-            statistics.wire_bytes,
-            statistics.copied_bytes,
-            statistics.literal_bytes,
-        ]);
+        slot.numbers.set(Numbers::of(&pump));
         let again = match result {
             Ok(again) => again,
             Err(code) => {
                 hub.session.borrow_mut().refuse(stream, code);
-                break Err(code);
+                break End::of(code);
             }
         };
         if socket.is_broken {
             hub.session.borrow_mut().refuse(stream, Code::HostReset);
-            add(&hub.counters.reset_by_host, 1);
-            break Ok(());
+            break End::ResetByHost;
         }
         if pump.is_finished() {
-            add(&hub.counters.finished, 1);
-            break Ok(());
+            break End::Finished;
         }
         if again {
             tokio::task::yield_now().await;
@@ -280,15 +331,19 @@ async fn run(hub: &Rc<Hub>, stream: StreamId, mut pump: Pump, slot: &Slot, tcp: 
             _ = socket.tcp.readable(), if socket.read_blocked => {}
             _ = socket.tcp.writable(), if socket.write_blocked => {}
             () = slot.wake.notified() => {}
+            // What came before the RST is read first, and then the error.
+            () = broken(&socket.tcp), if socket.read_blocked || socket.has_ended => {
+                socket.is_broken |= socket.has_ended;
+            }
             () = tokio::time::sleep(DECODE_TIMEOUT), if pump.awaits_last_bytes() => {
                 hub.session.borrow_mut().refuse(stream, Code::Undecodable);
-                break Err(Code::Undecodable);
+                break End::Undecodable;
             }
         }
     };
     hub.session.borrow_mut().close_pump(pump);
-    if let Err(code) = end {
-        count(hub, code);
+    if end != End::Finished {
         socket.reset();
     }
+    end
 }

@@ -3,8 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,20 +12,14 @@ use outpost_net::flow::message::Code;
 use outpost_net::flow::{Notice, Session, SessionConfig};
 use outpost_net::time::Instant;
 use outpost_net::tunnel::{Endpoint, StreamId};
-use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 use crate::flow;
+use crate::ledger::{End, Ends, Ledger, Numbers};
+use crate::wire::Wire;
 
-/// Datagrams taken in before what they brought is acted on.
-const BATCHES: usize = 4;
-/// What is asked of the kernel for datagrams that wait.
-const SOCKET_BUFFER: usize = 4 << 20;
 /// The most bytes the kernel gives or takes at once.
-const BATCH_BYTES: usize = 65_507;
+pub const BATCH_BYTES: usize = 65_507;
 
 /// What a flow's task and the rest of the process share.
 pub struct Slot {
@@ -36,23 +29,20 @@ pub struct Slot {
     pub wake: Notify,
     /// The peer has reset the stream, or the tunnel is gone.
     pub reset: Cell<Option<Code>>,
-    /// Payload bytes from the host, to the host, and encoded, copied and literal bytes of those from the host.
-    pub bytes: Cell<[u64; 5]>,
+    /// What has gone through it.
+    pub numbers: Cell<Numbers>,
     /// What it is doing.
     pub stage: Cell<&'static str>,
+    /// Since when it is there.
+    pub begun: std::time::Instant,
 }
 
 /// How flows ended, and how many there were.
 #[derive(Default)]
-#[allow(missing_docs)] // named after the ends
+#[allow(missing_docs)] // named after what they count
 pub struct Counters {
     pub total: Cell<u64>,
-    pub finished: Cell<u64>,
-    pub refused: Cell<u64>,
-    pub unreachable: Cell<u64>,
-    pub reset_by_host: Cell<u64>,
-    pub reset_by_peer: Cell<u64>,
-    pub tunnel_down: Cell<u64>,
+    pub ends: Ends,
     pub from_hosts: Cell<u64>,
     pub to_hosts: Cell<u64>,
 }
@@ -66,6 +56,10 @@ pub fn add(counter: &Cell<u64>, by: u64) {
 pub struct Hub {
     /// Its name in the configuration.
     pub name: String,
+    /// Its X25519 public key.
+    pub key: [u8; 32],
+    /// Core: connect to servers from the client's address.
+    pub from_client: bool,
     /// Tunnel and dictionaries.
     pub session: RefCell<Session>,
     /// The flows in it.
@@ -74,14 +68,28 @@ pub struct Hub {
     pub dirty: Notify,
     /// What became of flows.
     pub counters: Counters,
+    /// Where ended flows are noted.
+    pub ledger: Rc<Ledger>,
+    /// The socket that carries the tunnel.
+    pub wire: Rc<Wire>,
     started: std::time::Instant,
 }
 
 impl Hub {
     /// A peer whose tunnel is not up yet.
-    pub fn new(name: &str, config: SessionConfig) -> Rc<Hub> {
+    pub fn new(
+        name: &str,
+        config: SessionConfig,
+        from_client: bool,
+        wire: Rc<Wire>,
+        ledger: Rc<Ledger>,
+    ) -> Rc<Hub> {
         Rc::new(Hub {
             name: name.to_owned(),
+            key: config.tunnel.peer_public_key,
+            from_client,
+            ledger,
+            wire,
             session: RefCell::new(Session::new(config, Instant::ZERO)),
             slots: RefCell::default(),
             dirty: Notify::new(),
@@ -101,28 +109,37 @@ impl Hub {
             key,
             wake: Notify::new(),
             reset: Cell::new(None),
-            bytes: Cell::default(),
+            numbers: Cell::default(),
             stage: Cell::new("opening"),
+            begun: std::time::Instant::now(),
         });
         add(&self.counters.total, 1);
         self.slots.borrow_mut().insert(stream, slot.clone());
         slot
     }
 
-    /// Sends and receives for as long as it is polled.
+    /// Forgets a flow that is over.
+    pub fn leave(&self, stream: StreamId, slot: &Rc<Slot>, end: End) {
+        let mut slots = self.slots.borrow_mut();
+        // The name may be another flow's by now.
+        if slots.get(&stream).is_some_and(|it| Rc::ptr_eq(it, slot)) {
+            slots.remove(&stream);
+        }
+        self.counters.ends.count(end);
+        self.ledger
+            .end(&self.name, slot.key, slot.numbers.get(), end, slot.begun);
+        self.dirty.notify_one();
+    }
+
+    /// Acts on what came, and sends, for as long as it is polled. [`Wire::listen`] receives.
     ///
     /// # Errors
     /// The socket's, when it is of no use any more.
-    pub async fn carry(self: &Rc<Hub>, socket: UdpSocket) -> io::Result<()> {
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        // As much as the system allows: what does not fit is lost, and sent again.
-        let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = SockRef::from(&socket).set_send_buffer_size(SOCKET_BUFFER);
+    pub async fn carry(self: &Rc<Hub>) -> io::Result<()> {
         let mut out = Sending::default();
-        let mut buffer = vec![0; BATCH_BYTES.next_multiple_of(65_536)];
         loop {
             self.handle_notices();
-            let blocked = !self.transmit(&socket, &state, &mut out)?;
+            let blocked = !self.transmit(&mut out);
             // Sending may have told something, too.
             self.handle_notices();
             let now = self.now();
@@ -131,85 +148,25 @@ impl Hub {
                 None => Duration::from_secs(60),
             };
             tokio::select! {
-                ready = socket.readable() => {
-                    ready?;
-                    self.receive(&socket, &state, &mut buffer)?;
-                }
-                ready = socket.writable(), if blocked => ready?,
+                ready = self.wire.writable(), if blocked => ready?,
                 () = self.dirty.notified() => {}
                 () = tokio::time::sleep(wait), if !blocked => {}
             }
         }
     }
 
-    fn receive(
-        &self,
-        socket: &UdpSocket,
-        state: &UdpSocketState,
-        buffer: &mut [u8],
-    ) -> io::Result<()> {
-        for _ in 0..BATCHES {
-            let mut meta = [RecvMeta::default()];
-            let result = socket.try_io(Interest::READABLE, || {
-                state.recv(
-                    UdpSockRef::from(socket),
-                    &mut [IoSliceMut::new(buffer)],
-                    &mut meta,
-                )
-            });
-            match result {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // An ICMP error about what was sent before: the tunnel finds out by itself.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-                Err(error) => return Err(error),
-            }
-            let [meta] = meta;
-            let IpAddr::V4(address) = meta.addr.ip() else {
-                continue;
-            };
-            let from = Endpoint::new(address, meta.addr.port());
-            let now = self.now();
-            let mut session = self.session.borrow_mut();
-            for datagram in buffer[..meta.len].chunks_mut(meta.stride.max(1)) {
-                session.receive(now, from, datagram);
-            }
-        }
-        Ok(())
-    }
-
     /// Sends all that may go now. `false`: the socket takes no more at the moment.
-    fn transmit(
-        &self,
-        socket: &UdpSocket,
-        state: &UdpSocketState,
-        out: &mut Sending,
-    ) -> io::Result<bool> {
+    fn transmit(&self, out: &mut Sending) -> bool {
+        let most = self.wire.max_batch();
         loop {
-            if !out.is_full(state.max_gso_segments()) {
-                out.collect(
-                    &mut self.session.borrow_mut(),
-                    self.now(),
-                    state.max_gso_segments(),
-                );
+            if !out.is_full(most) {
+                out.collect(&mut self.session.borrow_mut(), self.now(), most);
             }
-            let Some(to) = out.to else { return Ok(true) };
-            let transmit = Transmit {
-                destination: SocketAddr::V4(SocketAddrV4::new(to.address, to.port)),
-                ecn: None,
-                contents: &out.batch,
-                segment_size: (out.count > 1).then_some(out.size),
-                src_ip: None,
-            };
-            let result = socket.try_io(Interest::WRITABLE, || {
-                state.send(UdpSockRef::from(socket), &transmit)
-            });
-            if let Err(error) = result
-                && error.kind() == io::ErrorKind::WouldBlock
-            {
-                return Ok(false);
+            let Some(to) = out.to else { return true };
+            let size = (out.count > 1).then_some(out.size);
+            if !self.wire.send(to, &out.batch, size) {
+                return false;
             }
-            // Any other error is a lost packet: the tunnel sends it again.
             out.sent();
         }
     }

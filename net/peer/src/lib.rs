@@ -4,8 +4,12 @@
 
 mod flow;
 mod hub;
+mod ledger;
 mod metrics;
 mod program;
+mod socks;
 mod store;
+mod transparent;
+mod wire;
 
 pub use program::{Program, StartError, keygen};

@@ -3,8 +3,8 @@
 
 use std::process::ExitCode;
 
-use outpost_config::ProgramConfig;
-use outpost_peer::{Program, keygen};
+use outpost_config::{ProgramConfig, locate};
+use outpost_peer::{Program, StartError, keygen};
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "outpost-peer: Outpost's engine as a Linux program
@@ -34,13 +34,44 @@ impl log::Log for Logger {
     fn flush(&self) {}
 }
 
+/// Why the program ends, and its exit status.
+struct Failure {
+    message: String,
+    status: u8,
+}
+
+impl Failure {
+    /// The configuration is at fault.
+    fn of_configuration(file: &str, line: Option<usize>, message: &str) -> Failure {
+        Failure {
+            message: match line {
+                Some(line) => format!("{file} line {line}: {message}"),
+                None => format!("{file}: {message}"),
+            },
+            status: 2,
+        }
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Failure {
+        Failure {
+            message: error.to_string(),
+            status: 1,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
         ["keygen"] => keygen()
             .map(|keys| print!("{keys}"))
-            .map_err(|error| error.to_string()),
+            .map_err(|error| Failure {
+                message: error.to_string(),
+                status: 1,
+            }),
         ["run", "--config", file] => run(file),
         ["--help" | "-h" | "help"] => {
             print!("{HELP}");
@@ -53,43 +84,64 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("outpost-peer: {message}");
-            ExitCode::FAILURE
+        Err(failure) => {
+            eprintln!("outpost-peer: {}", failure.message);
+            ExitCode::from(failure.status)
         }
     }
 }
 
-fn read(file: &str) -> Result<ProgramConfig, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?;
-    ProgramConfig::parse(&text).map_err(|error| format!("{file}: {error}"))
+/// The file's text and what it says.
+fn read(file: &str) -> Result<(Vec<u8>, ProgramConfig), Failure> {
+    let bytes = std::fs::read(file).map_err(|error| {
+        let message =
+            format!("cannot be read: {error}; --config takes the path of an outpost.toml");
+        Failure::of_configuration(file, None, &message)
+    })?;
+    match ProgramConfig::parse_bytes(&bytes) {
+        Ok(config) => Ok((bytes, config)),
+        Err(error) => Err(Failure::of_configuration(
+            file,
+            error.line(),
+            error.message(),
+        )),
+    }
 }
 
-fn run(file: &str) -> Result<(), String> {
+/// What could not be started, as a fault of the file.
+fn not_started(file: &str, bytes: &[u8], error: &StartError) -> Failure {
+    let text = String::from_utf8_lossy(bytes);
+    let line = locate(&text, error.place());
+    Failure::of_configuration(file, line, &error.to_string())
+}
+
+fn run(file: &str) -> Result<(), Failure> {
     let _ = log::set_logger(&Logger);
     log::set_max_level(log::LevelFilter::Info);
-    let config = read(file)?;
+    let (bytes, config) = read(file)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
+        .build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let signals = |kind| signal(kind).map_err(|error| error.to_string());
-        let mut hangup = signals(SignalKind::hangup())?;
-        let mut terminate = signals(SignalKind::terminate())?;
-        let mut interrupt = signals(SignalKind::interrupt())?;
-        let mut program = Program::start(config).await.map_err(|error| error.to_string())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let started = Program::start(config).await;
+        let mut program = started.map_err(|error| not_started(file, &bytes, &error))?;
         log::info!("running");
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
                     let result = match read(file) {
-                        Ok(config) => program.reload(config).await.map_err(|error| error.to_string()),
-                        Err(error) => Err(error),
+                        Ok((bytes, config)) => {
+                            let reloaded = program.reload(config).await;
+                            reloaded.map_err(|error| not_started(file, &bytes, &error))
+                        }
+                        Err(failure) => Err(failure),
                     };
                     match result {
                         Ok(()) => log::info!("reloaded {file}"),
-                        Err(error) => log::error!("not reloaded: {error}"),
+                        Err(failure) => log::error!("not reloaded: {}", failure.message),
                     }
                 }
                 _ = terminate.recv() => break,
@@ -97,7 +149,12 @@ fn run(file: &str) -> Result<(), String> {
             }
         }
         log::info!("stopping");
-        program.stop().await;
+        // Asked once more, it does not wait.
+        tokio::select! {
+            () = program.stop() => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
         Ok(())
     })
 }

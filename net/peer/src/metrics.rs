@@ -1,34 +1,46 @@
-//! `/metrics` (Prometheus text) and `/flows` (JSON).
+//! `/metrics` (Prometheus text) and `/flows` (JSON), in the words that the box uses.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::fmt::Write as _;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use outpost_net::report::{
+    self, Exposition, FLOWS_TYPE, FlowReport, FlowsPage, METRICS_TYPE, MOST_FLOWS,
+};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::hub::Hub;
+use crate::ledger::Ledger;
+use crate::wire::Wire;
 
-/// The peers of this moment.
-pub type Hubs = Rc<RefCell<Vec<Rc<Hub>>>>;
+/// What is shown.
+pub struct Shown {
+    /// The peers of this moment.
+    pub hubs: RefCell<Vec<Rc<Hub>>>,
+    /// What became of connections.
+    pub ledger: Rc<Ledger>,
+    /// A core's socket.
+    pub wire: RefCell<Option<Rc<Wire>>>,
+}
 
 /// Serves for as long as it is polled.
-pub async fn serve(listener: TcpListener, hubs: Hubs) {
+pub async fn serve(listener: TcpListener, shown: Rc<Shown>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let hubs = hubs.clone();
+        let shown = shown.clone();
         tokio::task::spawn_local(async move {
             let service = service_fn(move |request| {
-                let response = answer(&request, &hubs);
+                let response = answer(&request, &shown);
                 async move { Ok::<_, Infallible>(response) }
             });
             let _ = hyper::server::conn::http1::Builder::new()
@@ -38,11 +50,10 @@ pub async fn serve(listener: TcpListener, hubs: Hubs) {
     }
 }
 
-fn answer(request: &Request<Incoming>, hubs: &Hubs) -> Response<Full<Bytes>> {
-    let hubs = hubs.borrow();
+fn answer(request: &Request<Incoming>, shown: &Shown) -> Response<Full<Bytes>> {
     let (status, kind, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", metrics(&hubs)),
-        (&Method::GET, "/flows") => (StatusCode::OK, "application/json", flows(&hubs)),
+        (&Method::GET, "/metrics") => (StatusCode::OK, METRICS_TYPE, metrics(shown)),
+        (&Method::GET, "/flows") => (StatusCode::OK, FLOWS_TYPE, flows(shown)),
         _ => (
             StatusCode::NOT_FOUND,
             "text/plain",
@@ -58,181 +69,120 @@ fn answer(request: &Request<Incoming>, hubs: &Hubs) -> Response<Full<Bytes>> {
     response
 }
 
-fn metrics(hubs: &[Rc<Hub>]) -> String {
-    let mut rows: Vec<(&str, &str, String, u64)> = Vec::new();
-    for hub in hubs {
-        let (tunnel, sent, received) = hub.session.borrow().statistics();
-        let peer = format!("peer=\"{}\"", hub.name);
-        let counters = &hub.counters;
-        let mut row = |name, kind, more: &str, value| {
-            rows.push((name, kind, format!("{peer}{more}"), value));
-        };
-        row(
-            "outpost_tunnel_up",
-            "gauge",
-            "",
-            u64::from(hub.session.borrow().is_up()),
-        );
-        row(
-            "outpost_tunnel_rtt_microseconds",
-            "gauge",
-            "",
-            tunnel.rtt_micros,
-        );
-        row(
-            "outpost_tunnel_bandwidth_bytes_per_second",
-            "gauge",
-            "",
-            tunnel.bandwidth,
-        );
-        row(
-            "outpost_tunnel_congestion_window_bytes",
-            "gauge",
-            "",
-            tunnel.congestion_window,
-        );
-        row(
-            "outpost_tunnel_sent_bytes_total",
-            "counter",
-            "",
-            tunnel.bytes_sent,
-        );
-        row(
-            "outpost_tunnel_received_bytes_total",
-            "counter",
-            "",
-            tunnel.bytes_received,
-        );
-        row(
-            "outpost_tunnel_sent_packets_total",
-            "counter",
-            "",
-            tunnel.packets_sent,
-        );
-        row(
-            "outpost_tunnel_received_packets_total",
-            "counter",
-            "",
-            tunnel.packets_received,
-        );
-        row(
-            "outpost_tunnel_lost_packets_total",
-            "counter",
-            "",
-            tunnel.packets_lost,
-        );
-        row(
-            "outpost_tunnel_wrong_key_total",
-            "counter",
-            "",
-            tunnel.rejected_wrong_key,
-        );
-        row(
-            "outpost_dedup_raw_bytes_total",
-            "counter",
-            ",direction=\"sent\"",
-            sent.raw_bytes,
-        );
-        row(
-            "outpost_dedup_coded_blocks_total",
-            "counter",
-            ",effort=\"full\"",
-            sent.coded_blocks - sent.fast_blocks.min(sent.coded_blocks),
-        );
-        row(
-            "outpost_dedup_coded_blocks_total",
-            "counter",
-            ",effort=\"fast\"",
-            sent.fast_blocks,
-        );
-        row(
-            "outpost_dedup_wire_bytes_total",
-            "counter",
-            ",direction=\"sent\"",
-            sent.wire_bytes,
-        );
-        row(
-            "outpost_dedup_wire_bytes_total",
-            "counter",
-            ",direction=\"received\"",
-            received.wire_bytes,
-        );
-        row(
-            "outpost_bad_streams_total",
-            "counter",
-            "",
-            hub.session.borrow().bad_streams(),
-        );
-        row(
-            "outpost_flows_open",
-            "gauge",
-            "",
-            hub.slots.borrow().len() as u64,
-        );
-        for (name, kind, value) in crate::store::rows(&hub.session.borrow().store_statistics()) {
-            row(name, kind, "", value);
-        }
-        row("outpost_flows_total", "counter", "", counters.total.get());
-        row(
-            "outpost_host_bytes_total",
-            "counter",
-            ",direction=\"from_hosts\"",
-            counters.from_hosts.get(),
-        );
-        row(
-            "outpost_host_bytes_total",
-            "counter",
-            ",direction=\"to_hosts\"",
-            counters.to_hosts.get(),
-        );
-        for (end, counter) in [
-            ("finished", &counters.finished),
-            ("refused", &counters.refused),
-            ("unreachable", &counters.unreachable),
-            ("reset_by_host", &counters.reset_by_host),
-            ("reset_by_peer", &counters.reset_by_peer),
-            ("tunnel_down", &counters.tunnel_down),
+fn metrics(shown: &Shown) -> String {
+    let mut out = Exposition::new();
+    for hub in shown.hubs.borrow().iter() {
+        let session = hub.session.borrow();
+        let (tunnel, sent, received) = session.statistics();
+        report::add_tunnel(&mut out, &hub.name, session.is_up(), &tunnel);
+        report::add_dedup(&mut out, &hub.name, &sent, &received);
+        for (effort, blocks) in [
+            ("full", sent.coded_blocks.saturating_sub(sent.fast_blocks)),
+            ("fast", sent.fast_blocks),
         ] {
-            row(
-                "outpost_flow_ends_total",
-                "counter",
-                &format!(",end=\"{end}\""),
-                counter.get(),
+            out.counter(
+                "outpost_dedup_coded_blocks_total",
+                "Blocks compressed, by the effort spent on them.",
+                &[("peer", &hub.name), ("effort", effort)],
+                blocks,
+            );
+        }
+        crate::store::add_metrics(&mut out, &hub.name, &session.store_statistics());
+        add_flows(&mut out, hub, session.bad_streams());
+    }
+    for (reason, count) in shown.ledger.reasons.borrow().all() {
+        out.counter(
+            "outpost_connections_total",
+            "Connections that hosts began at [[proxy]], [[socks]] and [transparent], by what became of them.",
+            &[("reason", reason.name())],
+            count,
+        );
+    }
+    out.counter(
+        "outpost_socks_refused_total",
+        "SOCKS clients that were refused before anything was opened.",
+        &[],
+        shown.ledger.socks_refused.get(),
+    );
+    let core = shown.wire.borrow();
+    if let Some(strangers) = core.as_ref().and_then(|wire| wire.statistics()) {
+        for (reason, count) in [
+            ("malformed", strangers.malformed),
+            ("forged", strangers.forged),
+            ("excess", strangers.excess),
+            ("wrong_key", strangers.wrong_key),
+        ] {
+            out.counter(
+                "outpost_strangers_total",
+                "Datagrams at the core's socket that are from none of its peers.",
+                &[("reason", reason)],
+                count,
             );
         }
     }
-    // The samples of one metric stand together.
-    rows.sort_by_key(|row| row.0);
-    let mut out = String::new();
-    let mut last = "";
-    for (name, kind, labels, value) in rows {
-        if name != last {
-            let _ = writeln!(out, "# TYPE {name} {kind}");
-            last = name;
-        }
-        let _ = writeln!(out, "{name}{{{labels}}} {value}");
-    }
-    out
+    out.into_text()
 }
 
-fn flows(hubs: &[Rc<Hub>]) -> String {
-    let mut list = Vec::new();
-    for hub in hubs {
-        for slot in hub.slots.borrow().values() {
-            let [from_host, to_host, wire, copied, literal] = slot.bytes.get();
-            list.push(json!({
-                "peer": hub.name,
-                "client": slot.key.client.to_string(),
-                "server": slot.key.server.to_string(),
-                "stage": slot.stage.get(),
-                "reason": "optimised",
-                "from_host_bytes": from_host,
-                "to_host_bytes": to_host,
-                "encoded_bytes": wire,
-                "copied_bytes": copied,
-                "literal_bytes": literal,
-            }));
-        }
+fn add_flows(out: &mut Exposition, hub: &Hub, bad_streams: u64) {
+    let labels = [("peer", hub.name.as_str())];
+    let counters = &hub.counters;
+    out.gauge(
+        "outpost_flows_open",
+        "Optimised connections now.",
+        &labels,
+        hub.slots.borrow().len() as u64,
+    );
+    out.counter(
+        "outpost_flows_total",
+        "Optimised connections so far.",
+        &labels,
+        counters.total.get(),
+    );
+    for (direction, value) in [
+        ("from_hosts", counters.from_hosts.get()),
+        ("to_hosts", counters.to_hosts.get()),
+    ] {
+        out.counter(
+            "outpost_host_bytes_total",
+            "Payload of optimised connections, from and to the hosts on this side.",
+            &[("peer", &hub.name), ("direction", direction)],
+            value,
+        );
     }
-    json!({ "flows": list }).to_string()
+    for (end, count) in counters.ends.all() {
+        out.counter(
+            "outpost_flow_ends_total",
+            "How optimised connections ended.",
+            &[("peer", &hub.name), ("end", end.name())],
+            count,
+        );
+    }
+    out.counter(
+        "outpost_bad_streams_total",
+        "Streams of the peer that did not begin as one must.",
+        &labels,
+        bad_streams,
+    );
+}
+
+fn flows(shown: &Shown) -> String {
+    let hubs = shown.hubs.borrow();
+    let slots: Vec<_> = hubs.iter().map(|hub| (hub, hub.slots.borrow())).collect();
+    let all = slots.iter().flat_map(|(hub, slots)| {
+        let report = move |slot: &'_ Rc<crate::hub::Slot>| {
+            let flow =
+                FlowReport::new(&hub.name, &slot.key, slot.stage.get(), slot.begun.elapsed());
+            slot.numbers.get().report(flow)
+        };
+        slots.values().map(report)
+    });
+    let count: usize = slots.iter().map(|(_, slots)| slots.len()).sum();
+    let page = FlowsPage {
+        flows: all.take(MOST_FLOWS).collect(),
+        flows_left_out: count.saturating_sub(MOST_FLOWS),
+        bridged: shown.ledger.direct_reports(),
+    };
+    let mut value = json!(page);
+    value["ended"] = json!(shown.ledger.ended());
+    format!("{value}\n")
 }

@@ -82,6 +82,12 @@ impl Session {
         self.link.tunnel.receive(now, from, datagram);
     }
 
+    /// Whether a datagram that names these keys may be for this session
+    /// ([`Sorted::Keys`](crate::tunnel::Sorted::Keys)).
+    pub fn has_keys(&self, index: u32) -> bool {
+        self.link.tunnel.has_keys(index)
+    }
+
     /// What has happened; `None` when all is told.
     pub fn notice(&mut self, now: Instant) -> Option<Notice> {
         while let Some(event) = self.link.tunnel.poll_event() {

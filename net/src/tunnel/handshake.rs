@@ -22,10 +22,45 @@ const MAX_ATTEMPTS: usize = 4;
 const MAX_PENDING: usize = 4;
 const PENDING_LIVES: Duration = Duration::from_secs(10);
 /// First messages that the responder works on: so many at once, and then one each `REFILL`.
-const BUCKET: u32 = 20;
-const REFILL: Duration = Duration::from_millis(100);
+pub(super) const BUCKET: u32 = 20;
+pub(super) const REFILL: Duration = Duration::from_millis(100);
 /// First messages remembered, so that a replay costs no computing.
-const REMEMBERED: usize = 32;
+pub(super) const REMEMBERED: usize = 32;
+
+/// So many at once, and then one each period.
+pub(super) struct Bucket {
+    tokens: u32,
+    size: u32,
+    refill: Duration,
+    refilled_at: Instant,
+}
+
+impl Bucket {
+    /// A full bucket of `size`; `refill` is not zero.
+    pub(super) fn new(now: Instant, size: u32, refill: Duration) -> Bucket {
+        Bucket {
+            tokens: size,
+            size,
+            refill,
+            refilled_at: now,
+        }
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn spend(&mut self, now: Instant) -> bool {
+        let periods = now.since(self.refilled_at).as_micros() / self.refill.as_micros().max(1);
+        if periods > 0 {
+            self.tokens = self
+                .tokens
+                .saturating_add(u32::try_from(periods).unwrap_or(self.size))
+                .min(self.size);
+            self.refilled_at = now;
+        }
+        let some = self.tokens > 0;
+        self.tokens = self.tokens.saturating_sub(1);
+        some
+    }
+}
 
 /// What a handshake is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,8 +213,7 @@ pub(super) struct Responder {
     mac_key: [u8; 32],
     pending: VecDeque<Pending>,
     remembered: VecDeque<[u8; 16]>,
-    tokens: u32,
-    refilled_at: Instant,
+    bucket: Bucket,
 }
 
 impl Responder {
@@ -188,27 +222,12 @@ impl Responder {
             mac_key: noise::mac_key(&noise::public_key(&config.private_key)),
             pending: VecDeque::new(),
             remembered: VecDeque::new(),
-            tokens: BUCKET,
-            refilled_at: now,
+            bucket: Bucket::new(now, BUCKET, REFILL),
         }
     }
 
     pub(super) fn knows(&self, local: u32) -> bool {
         self.pending.iter().any(|p| p.agreed.session.local == local)
-    }
-
-    fn spend(&mut self, now: Instant) -> bool {
-        let periods = now.since(self.refilled_at).as_micros() / REFILL.as_micros();
-        if periods > 0 {
-            self.tokens = self
-                .tokens
-                .saturating_add(u32::try_from(periods).unwrap_or(BUCKET))
-                .min(BUCKET);
-            self.refilled_at = now;
-        }
-        let some = self.tokens > 0;
-        self.tokens = self.tokens.saturating_sub(1);
-        some
     }
 
     /// A first message came: writes the second into `out`.
@@ -225,7 +244,7 @@ impl Responder {
         if noise::mac(&self.mac_key, first.signed) != first.mac {
             return Err(Refusal::NotOurKey);
         }
-        if self.remembered.contains(&first.mac) || !self.spend(now) {
+        if self.remembered.contains(&first.mac) || !self.bucket.spend(now) {
             return Err(Refusal::Dropped);
         }
         if self.remembered.len() >= REMEMBERED {

@@ -14,6 +14,7 @@ mod pacer;
 mod pmtud;
 mod ranges;
 mod received;
+mod reception;
 mod recovery;
 mod rtt;
 mod streams;
@@ -33,6 +34,7 @@ use frame::CloseReason;
 use handshake::{Agreed, Attempts, FirstMessage, Purpose, Refusal, Request, Responder};
 use noise::Random32;
 pub use noise::public_key;
+pub use reception::{Reception, ReceptionStatistics, Sorted};
 pub use types::{
     BASE_MTU, DEFAULT_MTU, DownReason, Endpoint, Event, KeyName, Read, State, StreamId,
     TunnelConfig, TunnelStatistics, Violation, WrongKey,
@@ -280,15 +282,19 @@ impl Tunnel {
     fn new_index(&mut self) -> u32 {
         loop {
             let index = self.random.u32();
-            let taken = self.connection.as_ref().is_some_and(|c| c.knows(index))
-                || match &self.role {
-                    Role::Initiator { attempts, .. } => attempts.knows(index),
-                    Role::Responder(responder) => responder.knows(index),
-                };
-            if !taken {
+            if !self.has_keys(index) {
                 return index;
             }
         }
+    }
+
+    /// Whether a packet that names these keys may be for this tunnel.
+    pub fn has_keys(&self, index: u32) -> bool {
+        self.connection.as_ref().is_some_and(|c| c.knows(index))
+            || match &self.role {
+                Role::Initiator { attempts, .. } => attempts.knows(index),
+                Role::Responder(responder) => responder.knows(index),
+            }
     }
 
     fn on_first(&mut self, now: Instant, first: &FirstMessage<'_>) {

@@ -58,6 +58,8 @@ pub(super) struct Segment {
     pub copies: [u64; 2],
     /// The newest description that is known to be safe from a power cut; it is not written over.
     pub flushed: Option<usize>,
+    /// There is an older description, too, which may be right where this one is not: see [`DiskLog::verify`].
+    pub is_doubtful: bool,
 }
 
 /// A segment in memory, or some of its pages.
@@ -185,6 +187,7 @@ impl DiskLog {
                     && let Some(generation) = segment.copies.get_mut(it.copy)
                 {
                     *generation = it.header.generation;
+                    segment.is_doubtful = true;
                 }
                 continue;
             }
@@ -218,6 +221,7 @@ impl DiskLog {
                     pages: it.header.pages,
                     copies,
                     flushed: Some(it.copy),
+                    is_doubtful: false,
                 },
             );
         }

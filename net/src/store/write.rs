@@ -60,9 +60,11 @@ impl DiskLog {
                     pages: [0; PAGES],
                     copies: [0; 2],
                     flushed: None,
+                    is_doubtful: false,
                 },
             );
         }
+        self.verify(number);
         let end = offset + piece.len();
         let pages = offset / PAGE..(end - 1) / PAGE + 1;
         let index = self.take_frame(number);
@@ -86,6 +88,28 @@ impl DiskLog {
             frame.dirty |= 1 << page;
         }
         true
+    }
+
+    /// Before the older of two descriptions is written over, every page is looked at: a power cut may have kept the newer one
+    /// and lost its pages. This is done once for a segment after a start, and only if the segment is changed.
+    fn verify(&mut self, number: u64) {
+        let Some(segment) = self.segments.get_mut(&number) else {
+            return;
+        };
+        if !core::mem::take(&mut segment.is_doubtful) {
+            return;
+        }
+        for page in 0..PAGES {
+            let position = page_range(number, page).start;
+            let position = position.max(self.tail);
+            let is_there = self
+                .segments
+                .get(&number)
+                .is_some_and(|it| it.ranges.touches(page_range(number, page)));
+            if is_there {
+                self.fetch(position, &mut RangeSet::default());
+            }
+        }
     }
 
     /// Makes a page valid before the bytes at `written` (offsets in the segment) come into it.
@@ -281,6 +305,7 @@ impl DiskLog {
                 if self.failures >= MOST_FAILURES {
                     break;
                 }
+                self.verify(number);
                 let result = self.write_description(number);
                 if !self.wrote(result) {
                     break;
@@ -349,6 +374,7 @@ impl DiskLog {
         let touched = self.segments.range(touched).map(|(number, _)| *number);
         let touched: alloc::vec::Vec<u64> = touched.collect();
         for number in touched {
+            self.verify(number);
             for page in 0..PAGES {
                 let whole = page_range(number, page);
                 let part = whole.start.max(range.start)..whole.end.min(range.end);

@@ -111,7 +111,7 @@ impl Scheduler {
         }
         if !members.has(cpu) && self.first(cpu).is_none() {
             // A vCPU that waits elsewhere is due here at once.
-            if self.pull(cpu).is_some() {
+            if self.pull(cpu, None).is_some() {
                 kick = kick.with(self.members().without(CpuSet::only(cpu)));
             }
         }
@@ -156,7 +156,7 @@ impl Scheduler {
         let (vcpu, service) = self.rivals(cpu);
         let Some(vcpu) = vcpu else {
             // Not a member: its services run as ever.
-            let next = service.or_else(|| self.pull_service(cpu));
+            let next = service.or_else(|| self.pull(cpu, Some(Kind::Service)));
             self.run(cpu, next, now);
             let contended = self.queue(cpu).count() > 1;
             return Some(Decision {
@@ -237,7 +237,7 @@ impl Scheduler {
     /// What a CPU does between slots: its services, or nothing.
     fn between(&mut self, now: u64, cpu: usize, kick: CpuSet) -> Decision {
         let (vcpu, service) = self.rivals(cpu);
-        let next = service.or_else(|| self.pull_service(cpu));
+        let next = service.or_else(|| self.pull(cpu, Some(Kind::Service)));
         self.run(cpu, next, now);
         if next.is_none() && vcpu.is_some() {
             if let Some(this) = self.cpus.get_mut(cpu) {
@@ -260,23 +260,6 @@ impl Scheduler {
             until,
             kick,
         }
-    }
-
-    /// An idle CPU takes over a service that waits elsewhere.
-    fn pull_service(&mut self, cpu: usize) -> Option<TaskId> {
-        let mut longest: Option<(u64, TaskId)> = None;
-        for (index, task) in self.tasks.iter().enumerate() {
-            if let super::State::Waiting(since) = task.state
-                && task.kind == Kind::Service
-                && task.allowed.has(cpu)
-                && longest.is_none_or(|(other, _)| since < other)
-            {
-                longest = Some((since, TaskId(index)));
-            }
-        }
-        let (_, id) = longest?;
-        self.move_to(id, cpu);
-        Some(id)
     }
 
     /// The CPU asks again: whatever held it back has been waited for.

@@ -316,7 +316,7 @@ impl Scheduler {
     fn schedule_alone(&mut self, now: u64, cpu: usize) -> Decision {
         let best = match self.first(cpu) {
             Some(best) => Some(best),
-            None => self.pull(cpu),
+            None => self.pull(cpu, None),
         };
         self.run(cpu, best, now);
         let contended = self.queue(cpu).count() > 1;

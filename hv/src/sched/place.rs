@@ -66,8 +66,8 @@ impl Scheduler {
         }
     }
 
-    /// An idle CPU takes over the task that has waited longest for another one.
-    pub(super) fn pull(&mut self, cpu: usize) -> Option<TaskId> {
+    /// An idle CPU takes over the task that has waited longest for another one; with `only`, of that kind.
+    pub(super) fn pull(&mut self, cpu: usize, only: Option<Kind>) -> Option<TaskId> {
         let has_vcpu = self.queue(cpu).any(|(_, task)| task.kind == Kind::Vcpu);
         let mut longest: Option<(u64, TaskId)> = None;
         for (index, task) in self.tasks.iter().enumerate() {
@@ -76,6 +76,7 @@ impl Scheduler {
             };
             let may = task.allowed.has(cpu)
                 && task.cpu != cpu
+                && only.is_none_or(|kind| task.kind == kind)
                 && !(task.kind == Kind::Vcpu && has_vcpu && self.keeps_apart());
             if may && longest.is_none_or(|(other, _)| since < other) {
                 longest = Some((since, TaskId(index)));

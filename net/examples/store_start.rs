@@ -88,8 +88,8 @@ fn main() {
         "filled: {gib:.2} GiB in each direction in {:.2} s",
         started.elapsed().as_secs_f64()
     );
-    sender.sync();
-    receiver.sync();
+    sender.place().sync();
+    receiver.place().sync();
     drop((sender, receiver, disk));
     let started = Instant::now();
     let disk = open();

@@ -12,7 +12,7 @@ use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
 use super::store::{Log, RingStore, Store};
 use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
-use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
+use crate::store::{Direction, Disk, DiskLog, StoreStatistics};
 
 /// Confirmations wait until they stand for so many bytes, or somebody asks.
 const LAZY_BYTES: u64 = 64 * 1024;
@@ -71,33 +71,19 @@ impl Receiver<Log> {
         receiver
     }
 
-    /// The store on a device, if there is one.
-    pub fn disk(&mut self) -> Option<&mut DiskLog> {
-        match &mut self.store {
-            Log::Memory(_) => None,
-            Log::Disk(log) => Some(log),
-        }
+    /// Where the store lies.
+    pub fn place(&mut self) -> &mut Log {
+        &mut self.store
     }
 
     /// What the store on a device did.
     pub fn store_statistics(&self) -> StoreStatistics {
-        match &self.store {
-            Log::Memory(_) => StoreStatistics::default(),
-            Log::Disk(log) => log.statistics(),
-        }
+        self.store.statistics()
     }
 
     /// Bytes of the store that may be in memory.
     pub fn store_memory(&self) -> usize {
-        match &self.store {
-            Log::Memory(ring) => ring.capacity() as usize,
-            Log::Disk(log) => log.memory(),
-        }
-    }
-
-    /// Writes what is only in memory; see [`DiskLog::sync`].
-    pub fn sync(&mut self) -> Option<Ticket> {
-        self.disk().map(DiskLog::sync)
+        self.store.memory()
     }
 }
 

@@ -1,12 +1,14 @@
 //! The sending side's dictionary: the log of what was sent, the anchor index over it, and the record of what the peer
 //! has confirmed. Encoders, one for each flow, work against it.
 
+mod start;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use chacha20::ChaCha20Rng;
-use chacha20::rand_core::{Rng, SeedableRng};
+use chacha20::rand_core::Rng;
 
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
@@ -14,9 +16,9 @@ use super::codec::{Coder, Effort, FarMatch, Input, Parts, Tables};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
-use super::store::{Log, RingStore, Store};
+use super::store::{Log, Store};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
-use crate::store::{Direction, Disk, DiskLog, StoreStatistics, Ticket};
+use crate::store::StoreStatistics;
 
 /// How many flows are remembered that were closed before the peer confirmed their last blocks.
 const MOST_CLOSED: usize = 1024;
@@ -109,121 +111,23 @@ pub struct Sender<S: Store = Log> {
 }
 
 impl Sender<Log> {
-    /// A sending side with an empty log in memory; `seed` is secret and random, and makes the log's name and keys.
-    pub fn new(config: SenderConfig, seed: [u8; 32]) -> Self {
-        let store = RingStore::new(config.memory.max(1 << 20));
-        Sender::with_store(Log::Memory(store), config, seed)
-    }
-
-    /// A sending side whose log lies on `disk`, with what was there before. `memory` bytes are for the parts of it in use;
-    /// `seed` is secret, random and never the same twice.
-    pub fn on_disk(disk: &Disk, memory: usize, seed: [u8; 32]) -> Self {
-        let config =
-            SenderConfig::with_memory(usize::try_from(disk.capacity()).unwrap_or(usize::MAX));
-        let (name, keys) = disk.sending();
-        let (mut anchors, roller) = keyed(disk.capacity(), config.index_memory, keys);
-        let log = DiskLog::open(disk, Direction::Sending, memory, &mut |some| {
-            anchors.fill(some);
-        });
-        let mut random = ChaCha20Rng::from_seed(seed);
-        let digest = DigestKey::new(drawn(&mut random));
-        let store = Log::Disk(alloc::boxed::Box::new(log));
-        Sender::assembled(store, config, (roller, anchors), name, digest, random)
-    }
-
-    /// The log on a device, if there is one.
-    pub fn disk(&mut self) -> Option<&mut DiskLog> {
-        match &mut self.store {
-            Log::Memory(_) => None,
-            Log::Disk(log) => Some(log),
-        }
+    /// Where the log lies.
+    pub fn place(&mut self) -> &mut Log {
+        &mut self.store
     }
 
     /// What the log on a device did.
     pub fn store_statistics(&self) -> StoreStatistics {
-        match &self.store {
-            Log::Memory(_) => StoreStatistics::default(),
-            Log::Disk(log) => log.statistics(),
-        }
+        self.store.statistics()
     }
 
     /// Bytes of the index, and of the log as far as it may be in memory.
     pub fn store_memory(&self) -> (usize, usize) {
-        let log = match &self.store {
-            Log::Memory(ring) => ring.capacity() as usize,
-            Log::Disk(log) => log.memory(),
-        };
-        (self.anchors.memory(), log)
+        (self.anchors.memory(), self.store.memory())
     }
-
-    /// Writes what is only in memory; see [`DiskLog::sync`].
-    pub fn sync(&mut self) -> Option<Ticket> {
-        self.disk().map(DiskLog::sync)
-    }
-}
-
-fn drawn<const N: usize>(random: &mut ChaCha20Rng) -> [u8; N] {
-    let mut bytes = [0; N];
-    random.fill_bytes(&mut bytes);
-    bytes
-}
-
-/// The index of a log of `capacity` bytes, and the hash that samples as many anchors as fit into it.
-fn keyed(capacity: u64, memory: usize, keys: [u8; 32]) -> (AnchorIndex, Roller) {
-    let mut random = ChaCha20Rng::from_seed(keys);
-    let key = drawn(&mut random);
-    let anchors = AnchorIndex::new(memory, random.next_u64());
-    // Buckets fill unevenly: with a fifth of the entries to spare, few places are lost before their bytes are.
-    let one_in = capacity / (anchors.entries() as u64 * 4 / 5).max(1);
-    (anchors, Roller::new(key, one_in.max(8)))
 }
 
 impl<S: Store> Sender<S> {
-    /// A sending side whose log lies in `store`, which is emptied.
-    pub fn with_store(mut store: S, config: SenderConfig, seed: [u8; 32]) -> Self {
-        store.clear(0);
-        let mut random = ChaCha20Rng::from_seed(seed);
-        let log = drawn(&mut random);
-        let (anchors, roller) = keyed(store.capacity(), config.index_memory, drawn(&mut random));
-        let digest = DigestKey::new(drawn(&mut random));
-        Sender::assembled(store, config, (roller, anchors), log, digest, random)
-    }
-
-    fn assembled(
-        store: S,
-        config: SenderConfig,
-        (roller, anchors): (Roller, AnchorIndex),
-        log: [u8; 16],
-        digest: DigestKey,
-        random: ChaCha20Rng,
-    ) -> Self {
-        let mut sender = Sender {
-            store,
-            config,
-            roller,
-            anchors,
-            coder: Coder::new(),
-            effort: Effort::Full,
-            body: Vec::new(),
-            digest,
-            statistics: SenderStatistics::default(),
-            log,
-            random,
-            peer: None,
-            confirmed: RangeSet::default(),
-            flows: BTreeMap::new(),
-            next_flow: 0,
-            closed: VecDeque::new(),
-            pins: BTreeSet::new(),
-            wanted: VecDeque::new(),
-            greeting: None,
-            inbox: Inbox::default(),
-            reads: 0,
-        };
-        sender.reset_peer();
-        sender
-    }
-
     /// A new session with the peer begins (the tunnel came up): all flows are gone, nothing counts as confirmed until
     /// the peer has said what it holds, and a greeting waits in [`Sender::take_control`].
     pub fn reset_peer(&mut self) {

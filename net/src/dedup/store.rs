@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::ranges::RangeSet;
-use crate::store::DiskLog;
+use crate::store::{DiskLog, StoreStatistics, Ticket};
 
 /// Bytes by log position. Of a store on a device, reading gives only what is in memory: [`Store::bring`] the rest first.
 ///
@@ -54,6 +54,37 @@ pub enum Log {
     Memory(RingStore),
     /// On a block device.
     Disk(Box<DiskLog>),
+}
+
+impl Log {
+    /// The log on a device, if it is on one.
+    pub fn disk(&mut self) -> Option<&mut DiskLog> {
+        match self {
+            Log::Memory(_) => None,
+            Log::Disk(log) => Some(log),
+        }
+    }
+
+    /// What the log on a device did; all zeros in memory.
+    pub fn statistics(&self) -> StoreStatistics {
+        match self {
+            Log::Memory(_) => StoreStatistics::default(),
+            Log::Disk(log) => log.statistics(),
+        }
+    }
+
+    /// Bytes of memory that it may take.
+    pub fn memory(&self) -> usize {
+        match self {
+            Log::Memory(ring) => ring.capacity,
+            Log::Disk(log) => log.memory(),
+        }
+    }
+
+    /// Writes what is only in memory; see [`DiskLog::sync`].
+    pub fn sync(&mut self) -> Option<Ticket> {
+        self.disk().map(DiskLog::sync)
+    }
 }
 
 /// Does the same to either.

@@ -173,21 +173,26 @@ impl Link {
 
     /// Whether [`Link::sync_store`] has something to write.
     pub fn store_is_dirty(&mut self) -> bool {
-        let sender = self.sender.disk().is_some_and(|log| log.is_dirty());
-        sender || self.receiver.disk().is_some_and(|log| log.is_dirty())
+        let sender = self.sender.place().disk().is_some_and(|log| log.is_dirty());
+        sender
+            || self
+                .receiver
+                .place()
+                .disk()
+                .is_some_and(|log| log.is_dirty())
     }
 
     /// Writes what of the dictionaries is in memory only, without a flush. Once the device has been flushed, hand the ticket to
     /// [`Link::store_flushed`].
     pub fn sync_store(&mut self) -> StoreTicket {
-        StoreTicket(self.sender.sync(), self.receiver.sync())
+        StoreTicket(self.sender.place().sync(), self.receiver.place().sync())
     }
 
     /// The device has been flushed since the ticket was given.
     pub fn store_flushed(&mut self, ticket: StoreTicket) {
         for (log, ticket) in [
-            (self.sender.disk(), ticket.0),
-            (self.receiver.disk(), ticket.1),
+            (self.sender.place().disk(), ticket.0),
+            (self.receiver.place().disk(), ticket.1),
         ] {
             if let (Some(log), Some(ticket)) = (log, ticket) {
                 DiskLog::flushed(log, ticket);

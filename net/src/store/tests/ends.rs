@@ -54,13 +54,13 @@ impl Ends {
     }
 
     fn sync(&mut self) {
-        let ticket = self.world.sender.sync();
-        if let (Some(log), Some(ticket)) = (self.world.sender.disk(), ticket) {
+        let ticket = self.world.sender.place().sync();
+        if let (Some(log), Some(ticket)) = (self.world.sender.place().disk(), ticket) {
             self.sender.flush().expect("a device that works");
             log.flushed(ticket);
         }
-        let ticket = self.world.receiver.sync();
-        if let (Some(log), Some(ticket)) = (self.world.receiver.disk(), ticket) {
+        let ticket = self.world.receiver.place().sync();
+        if let (Some(log), Some(ticket)) = (self.world.receiver.place().disk(), ticket) {
             self.receiver.flush().expect("a device that works");
             log.flushed(ticket);
         }

@@ -26,5 +26,9 @@ pub mod tunnel;
 mod wire;
 
 pub use engine::{Engine, EngineParts, Statistics};
+/// Reads the head of a request for the management pages: for the fuzz targets in `net/fuzz`.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use management::fuzzing as management_fuzzing;
 pub use switch::Port;
 pub use wire::FlowKey;

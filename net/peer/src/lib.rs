@@ -13,3 +13,6 @@ mod transparent;
 mod wire;
 
 pub use program::{Program, StartError, keygen};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use socks::parsed as socks_parsed;

@@ -223,6 +223,20 @@ async fn close(mut tcp: TcpStream, word: &[u8]) {
     let _ = tokio::time::timeout(LINGER, farewell).await;
 }
 
+/// What a client's greeting and its request are, if these bytes were one: for the fuzz targets in `net/fuzz`. Each is the
+/// message as text and its length; `None`: not all of it is there.
+#[cfg(feature = "fuzzing")]
+pub fn parsed(bytes: &[u8]) -> [Option<(String, usize)>; 2] {
+    fn shown<T: std::fmt::Debug>(parsed: Parsed<T>) -> Option<(String, usize)> {
+        match parsed {
+            Parsed::More => None,
+            Parsed::Got(message, length) => Some((format!("{message:?}"), length)),
+            Parsed::Bad(reply) => Some((format!("{reply:?}"), 0)),
+        }
+    }
+    [shown(greeting(bytes)), shown(request(bytes))]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

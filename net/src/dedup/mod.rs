@@ -8,6 +8,9 @@ mod codec;
 mod decoder;
 mod digest;
 mod encoder;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod ranges;
 mod receiver;
 mod search;

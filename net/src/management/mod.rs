@@ -1,6 +1,8 @@
 //! The box's own station on the network that it bridges: ARP, ping, a polite no to TCP, and the tunnel's UDP datagrams.
 
 mod arp;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod http;
 mod web;
 

@@ -66,9 +66,9 @@ impl Web {
             client: segment.source,
             server: segment.destination,
         };
-        self.busy = true;
         let found = self.connections.iter_mut().find(|it| it.key == key);
         if let Some(connection) = found {
+            self.busy = true;
             let tcp = &mut connection.tcp;
             if tcp.needs_buffers_for(segment) {
                 tcp.grow(BUFFER);
@@ -81,6 +81,7 @@ impl Web {
         }
         let mut tcp = Tcp::answering(now, segment, seed, way, outbox);
         tcp.accept();
+        self.busy = true;
         self.connections.push(Connection {
             key,
             tcp,

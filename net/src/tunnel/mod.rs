@@ -8,6 +8,9 @@ mod bbr;
 mod cipher;
 mod connection;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod noise;
 mod pacer;

@@ -299,6 +299,12 @@ fn handshakes(input: &[u8]) {
         let counted = reception.statistics();
         assert_eq!(counted.malformed + counted.forged + counted.excess, dropped);
         assert_eq!(counted.wrong_key, refused);
+        // Twenty at once and two for each peer, then ten a second: no more are decrypted.
+        let most = 24 + now.as_micros() / 100_000;
+        assert!(
+            initiators + counted.forged <= most,
+            "{initiators} are worked on"
+        );
         assert_eq!(initiators + refused + keys + dropped, count);
     }
     assert!(

@@ -95,6 +95,7 @@ pub fn run(arguments: &Args) -> Result<()> {
         Disk {
             path: disk,
             snapshot: false,
+            read_only: false,
         },
     );
     machine.memory_mib = arguments.memory;

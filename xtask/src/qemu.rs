@@ -89,6 +89,8 @@ pub struct Disk {
     pub path: PathBuf,
     /// Keeps what the machine writes out of the file, and forgets it at the end.
     pub snapshot: bool,
+    /// The machine cannot write to it.
+    pub read_only: bool,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -187,10 +189,13 @@ impl Qemu {
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let snapshot = if disk.snapshot { "on" } else { "off" };
+            let read_only = if disk.read_only { ",readonly=on" } else { "" };
             let file = path_value(&disk.path)?;
             add(
                 "-drive",
-                format!("if=none,id=disk{index},format=raw,snapshot={snapshot},file={file}"),
+                format!(
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only},file={file}"
+                ),
             );
             add(
                 "-device",
@@ -331,6 +336,7 @@ mod tests {
             Disk {
                 path: "/a,b/disk.img".into(),
                 snapshot: true,
+                read_only: false,
             },
         );
         qemu.nics = vec![

@@ -87,7 +87,7 @@ fn metrics(shown: &Shown) -> String {
                 blocks,
             );
         }
-        crate::store::add_metrics(&mut out, &hub.name, &session.store_statistics());
+        report::add_store(&mut out, &hub.name, &session.store_statistics());
         add_flows(&mut out, hub, session.bad_streams());
     }
     for (reason, count) in shown.ledger.reasons.borrow().all() {

@@ -46,6 +46,10 @@ pub struct Setup {
     pub cut: Option<u64>,
     /// CPU features in QEMU's notation.
     pub cpu_features: Vec<String>,
+    /// The disk cannot be written.
+    pub read_only: bool,
+    /// Where the WAN card's wire leads; none: to the test.
+    pub wan: Option<qemu::Wire>,
     /// How many network cards.
     pub nics: usize,
     /// Tells this box's MAC addresses from another box's on the same network.
@@ -64,6 +68,8 @@ impl Setup {
             slot: None,
             cut: None,
             cpu_features: Vec::new(),
+            read_only: false,
+            wan: None,
             nics: 2,
             number: 0,
             problems: Vec::new(),
@@ -105,6 +111,7 @@ impl Setup {
             Disk {
                 path: disk.clone(),
                 snapshot: false,
+                read_only: self.read_only,
             },
         );
         machine.cpu_features = self.cpu_features.clone();
@@ -119,6 +126,9 @@ impl Setup {
                 wire: wire.qemu_side(folder, name),
             })
             .collect();
+        if let (Some(wire), Some(card)) = (&self.wan, machine.nics.get_mut(1)) {
+            card.wire = wire.clone();
+        }
         let ports = [folder.join("com1"), folder.join("com2")];
         machine.com1 = Serial::Socket {
             path: ports[0].clone(),
@@ -346,13 +356,21 @@ impl TestBox {
     }
 
     fn pause(&mut self, what: &str) -> Result<()> {
+        self.alive(what)?;
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    /// Fails as [`TestBox::wait_for`] does, and does not wait.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn alive(&mut self, what: &str) -> Result<()> {
         let said = self.watch.lock();
         self.check(&said)?;
         self.check_alive(what, &said)?;
         drop(said);
-        process::check_interrupted()?;
-        std::thread::sleep(Duration::from_millis(5));
-        Ok(())
+        process::check_interrupted()
     }
 
     /// The LAN's station asks for an address and pings it.
@@ -444,6 +462,22 @@ impl TestBox {
             }
             self.pause(what)?;
         }
+    }
+
+    /// Resets the box from its console, and gives the disk. (The emulator ends at a reset.)
+    ///
+    /// # Errors
+    /// When it says something that must not be, or does not reset.
+    pub fn reset(mut self) -> Result<PathBuf> {
+        self.type_keys(b"reset\r")?;
+        while self.qemu.try_wait()?.is_none() {
+            self.check(&self.watch.lock())?;
+            process::check_interrupted()?;
+            ensure!(Instant::now() < self.deadline, "the box does not reset");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.check(&self.watch.lock())?;
+        Ok(self.disk.clone())
     }
 
     /// Pulls the plug and gives the disk.

@@ -99,6 +99,7 @@ impl Machine {
             Disk {
                 path: disk.to_owned(),
                 snapshot: false,
+                read_only: false,
             },
         );
         let number = match site {

@@ -255,6 +255,12 @@ pub const HANDSHAKES: Target = Target {
             }
             all.push((name, script));
         }
+        let (mut flood, mut one) = (vec![], first(STRANGER_KEY, CORE_KEY, 8));
+        for count in 0..60 {
+            one[100] = count;
+            put_piece(&mut flood, &[&[1], one.as_slice()].concat());
+        }
+        all.push(("flood", flood));
         all
     },
     cases: 3000,
@@ -324,6 +330,10 @@ pub const FRAMES: Target = Target {
         let second = fuzzing::frames(&first.again).expect("what is written can be read");
         assert_eq!(second.shown, first.shown);
         assert_eq!(second.again, first.again);
+        // These have one form; others may be written shorter than they came.
+        let kinds = ["Ping", "Reset", "Max", "Settled", "Close"];
+        let has_one_form = |shown: &String| kinds.iter().any(|kind| shown.starts_with(kind));
+        assert!(first.again == input || !first.shown.iter().all(has_one_form));
         assert!(
             first.again.len() <= input.len(),
             "{} bytes",
@@ -365,6 +375,11 @@ fn payload_seeds() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("finished", stream(0x13, &[2, 0], b"")),
         ("close", vec![8, 0]),
+        ("padded_number", vec![4, 0x85, 0]),
+        (
+            "too_many_ranges",
+            [with(2, &[9000, 1, 300, 1]), vec![1; 600]].concat(),
+        ),
     ]
 }
 

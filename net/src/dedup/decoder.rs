@@ -16,6 +16,9 @@ const MOST_READY: usize = 256 * 1024;
 /// How often one block may have the store read from its device. An honest block is spread over few places.
 const MOST_READS: u32 = 512;
 
+/// How many of the ranges that a wrong block refers to are given up. An honest block refers to few.
+const MOST_SUSPECTS: usize = 1024;
+
 /// The flow cannot go on, and must be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
@@ -269,7 +272,8 @@ impl Decoder {
             receiver.statistics.missing += 1;
         } else {
             receiver.statistics.mismatches += 1;
-            // Nobody knows which of the sources is wrong: all are given up.
+            // Nobody knows which of the sources is wrong: all are given up, within reason. If it was another, the next block
+            // that refers to it finds it again.
             self.ready.truncate(start);
             let after = before.map(|before| core::mem::replace(&mut self.tables, before));
             found = Found {
@@ -386,7 +390,7 @@ impl<S: Store> codec::Source for Stored<'_, S> {
     fn bytes(&mut self, position: u64, len: usize) -> Option<&[u8]> {
         let end = position.saturating_add(len as u64);
         self.found.copied += len as u64;
-        if self.found.suspect_all {
+        if self.found.suspect_all && self.found.lost.iter().len() < MOST_SUSPECTS {
             self.found.lost.insert(position..end);
         }
         if !(self.span.start <= position && end <= self.span.end) {

@@ -33,13 +33,14 @@ impl Plan {
 
 /// A disk whose flush need not be waited for.
 pub trait Flushes: Blocks {
-    /// Begins a flush of what was written before. If one is under way, it is waited for.
+    /// Begins a flush of what was written before.
     ///
     /// # Errors
-    /// If the disk does not take it.
+    /// If the disk does not take it, or has not ended the last one.
     fn begin_flush(&mut self) -> Result<(), DiskFailed>;
 
-    /// How the flush that was begun has ended; none while it is under way, and if there is none.
+    /// How the flush that was begun has ended, once; none while it is under way, and if there is none. One that takes too long
+    /// has failed.
     fn end_flush(&mut self) -> Option<Result<(), DiskFailed>>;
 }
 

@@ -96,6 +96,7 @@ pub fn run(arguments: &Args) -> Result<()> {
             path: disk,
             snapshot: false,
             read_only: false,
+            can_hang: false,
         },
     );
     machine.memory_mib = arguments.memory;

@@ -91,6 +91,8 @@ pub struct Disk {
     pub snapshot: bool,
     /// The machine cannot write to it.
     pub read_only: bool,
+    /// Its requests can be held back (see [`Qemu::monitor`]).
+    pub can_hang: bool,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -118,6 +120,8 @@ pub struct Qemu {
     pub entropy: bool,
     /// A graphics card, so that the firmware offers a framebuffer. (No window is opened in any case.)
     pub graphics: bool,
+    /// A Unix socket for QEMU's own commands (QMP).
+    pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
     /// More arguments.
@@ -139,6 +143,7 @@ impl Qemu {
             com2: Serial::Null,
             entropy: true,
             graphics: false,
+            monitor: None,
             exit_on_reset: false,
             more: Vec::new(),
         }
@@ -191,6 +196,12 @@ impl Qemu {
             let snapshot = if disk.snapshot { "on" } else { "off" };
             let read_only = if disk.read_only { ",readonly=on" } else { "" };
             let file = path_value(&disk.path)?;
+            // An interposed driver without rules of its own; it takes them from the monitor.
+            let file = if disk.can_hang {
+                format!("blkdebug::{file}")
+            } else {
+                file
+            };
             add(
                 "-drive",
                 format!(
@@ -256,6 +267,12 @@ impl Qemu {
             add(
                 "-device",
                 format!("isa-serial,chardev=com{index},index={index}"),
+            );
+        }
+        if let Some(path) = &self.monitor {
+            add(
+                "-qmp",
+                format!("unix:{},server=on,wait=off", path_value(path)?),
             );
         }
         if self.entropy {
@@ -337,6 +354,7 @@ mod tests {
                 path: "/a,b/disk.img".into(),
                 snapshot: true,
                 read_only: false,
+                can_hang: false,
             },
         );
         qemu.nics = vec![

@@ -1,7 +1,7 @@
-//! A disk once the firmware is gone: virtio-blk, polled, one request at a time. Only a flush may be under way beside it.
+//! A disk once the firmware is gone: virtio-blk, polled, one request at a time and perhaps a flush beside it.
 //!
-//! Every wait has an end: a disk that does not answer in time is given up for good, because what it was given may still be
-//! read or written by it at any moment.
+//! Every wait has an end, well before the tunnel's peer takes the box for dead. What a late request was given stays the
+//! device's until it gives it back; till then every other request fails at once.
 
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
@@ -23,12 +23,17 @@ const _: () = assert!(SECTOR == SECTOR_SIZE as u64);
 
 /// Two requests of three descriptors each are under way at most.
 const QUEUE: usize = 8;
-/// A request that takes longer has failed. A hard disk that was asleep needs some seconds.
-const PATIENCE_NS: u64 = 10_000_000_000;
+/// A read or write that takes longer is late. Nothing is forwarded meanwhile, and the tunnel's peer gives up after 3 s.
+const PATIENCE_NS: u64 = 2_000_000_000;
+/// After so many late requests within [`LATE_WINDOW_NS`] the disk is given up.
+const MOST_LATE: u32 = 3;
+const LATE_WINDOW_NS: u64 = 600_000_000_000;
+/// A flush that takes longer has failed. It is waited for at the start and before a reset only.
+const FLUSH_PATIENCE_NS: u64 = 10_000_000_000;
 /// Bytes moved by one request at most.
 const PIECE: usize = 128 << 10;
 
-/// What a request needs beside its data.
+/// A request as the device sees it, beside its data.
 struct Frame {
     header: [u8; HEADER_BYTES],
     answer: [u8; 1],
@@ -41,15 +46,18 @@ impl Frame {
             answer: [UNANSWERED],
         })
     }
+}
 
-    fn ask(&mut self, request: Request) {
-        self.header = request.header();
-        self.answer = [UNANSWERED];
-    }
-
-    fn is_done(&self) -> bool {
-        is_done(self.answer[0])
-    }
+/// A request that the device has and has not given back.
+#[derive(Clone, Copy)]
+struct Pending {
+    token: u16,
+    request: Request,
+    /// Bytes of the buffer that it was given.
+    length: usize,
+    until_ns: u64,
+    /// A flush: it has been told that it failed.
+    is_late: bool,
 }
 
 /// What went through the disk's driver.
@@ -57,16 +65,12 @@ impl Frame {
 pub struct Counters {
     /// Requests.
     pub requests: u64,
-    /// Requests that the disk refused, or did not answer.
+    /// Requests that the disk refused.
     pub failed: u64,
+    /// Requests that it did not answer in time.
+    pub late: u64,
     /// Nanoseconds that CPU 0 waited for the disk.
     pub waited_ns: u64,
-}
-
-/// A flush that is under way.
-struct Flush {
-    token: u16,
-    until_ns: u64,
 }
 
 /// A disk. It is dropped only if it does not start: the device is reset then, before its buffers go.
@@ -78,12 +82,18 @@ pub struct Disk {
     sectors: u64,
     /// The disk's own block size, as the partition table counts.
     block_bytes: u32,
+    /// The read or write under way, and what it was given.
+    transfer: Option<Pending>,
     frame: Box<Frame>,
     data: Box<[u8]>,
+    /// How it ended, until someone asks.
+    transferred: Option<Result<(), DiskFailed>>,
+    /// The flush under way.
+    flush: Option<Pending>,
     flush_frame: Box<Frame>,
-    flush: Option<Flush>,
-    /// How the last flush ended, until someone asks.
     flushed: Option<Result<(), DiskFailed>>,
+    /// Late requests since then.
+    late: (u32, u64),
     is_given_up: bool,
     /// What went through it.
     pub counters: Counters,
@@ -145,11 +155,14 @@ impl Disk {
             features,
             sectors,
             block_bytes,
+            transfer: None,
             frame: Frame::new(),
             data: alloc::vec![0; PIECE].into_boxed_slice(),
-            flush_frame: Frame::new(),
+            transferred: None,
             flush: None,
+            flush_frame: Frame::new(),
             flushed: None,
+            late: (0, 0),
             is_given_up: false,
             counters: Counters::default(),
         })
@@ -160,30 +173,56 @@ impl Disk {
         self.features.is_read_only()
     }
 
+    /// The disk is not used any more. What it was given stays untouched for ever.
     fn give_up(&mut self, why: &str) {
         self.is_given_up = true;
-        self.flush = None;
-        self.counters.failed += 1;
         self.transport.set_status(DeviceStatus::empty());
         output::problem(&alloc::format!(
-            "the disk {why}: it is not used any more until the box is reset; check the disk"
+            "the disk {why}: the dictionary is in memory until the box is reset; check the disk"
         ));
     }
 
-    /// Puts a request into the queue; the data of a read or write is in the first `length` bytes of the buffer.
-    fn submit(&mut self, request: Request, length: usize) -> Result<u16, DiskFailed> {
-        if self.is_given_up {
+    fn note_late(&mut self) {
+        self.counters.late += 1;
+        let now_ns = clock::now_ns();
+        if now_ns.saturating_sub(self.late.1) > LATE_WINDOW_NS {
+            self.late = (0, now_ns);
+        }
+        self.late.0 += 1;
+        if self.late.0 >= MOST_LATE {
+            self.give_up("is too slow, or does not answer");
+        } else {
+            output::problem(
+                "the disk does not answer: the dictionary goes on without it until it does; check the disk",
+            );
+        }
+    }
+
+    /// Whether the device has what belongs to a request like this one, or takes no more.
+    fn is_busy(&mut self, request: Request) -> bool {
+        self.reap();
+        let pending = match request {
+            Request::Flush => &self.flush,
+            _ => &self.transfer,
+        };
+        self.is_given_up || pending.is_some()
+    }
+
+    /// Gives a request to the device; the data of a read or write is in the first `length` bytes of the buffer.
+    fn submit(&mut self, request: Request, length: usize) -> Result<(), DiskFailed> {
+        if self.is_busy(request) {
             return Err(DiskFailed);
         }
         self.counters.requests += 1;
         let data = self.data.get_mut(..length).ok_or(DiskFailed)?;
-        let frame = match request {
-            Request::Flush => &mut *self.flush_frame,
-            _ => &mut *self.frame,
+        let (frame, patience_ns) = match request {
+            Request::Flush => (&mut *self.flush_frame, FLUSH_PATIENCE_NS),
+            _ => (&mut *self.frame, PATIENCE_NS),
         };
-        frame.ask(request);
-        // SAFETY: a frame and the buffer are not touched until the device gives them back: `finish_flush` and `transfer` see to
-        // that, and after `give_up` nobody touches them again. They live as long as the disk does.
+        frame.header = request.header();
+        frame.answer = [UNANSWERED];
+        // SAFETY: frame and buffer are not touched until the device gives them back: whoever wants to asks `is_busy` first,
+        // which says no more than `reap` has made sure of. They live as long as the disk does.
         let token = unsafe {
             match request {
                 Request::Read(_) => self
@@ -194,87 +233,92 @@ impl Disk {
                     .add(&[&frame.header, data], &mut [&mut frame.answer]),
                 Request::Flush => self.queue.add(&[&frame.header], &mut [&mut frame.answer]),
             }
-        };
+        }
+        .map_err(|_| DiskFailed)?;
+        let pending = Some(Pending {
+            token,
+            request,
+            length,
+            until_ns: clock::now_ns() + patience_ns,
+            is_late: false,
+        });
+        match request {
+            Request::Flush => self.flush = pending,
+            _ => self.transfer = pending,
+        }
         self.doorbell.ring();
-        token.map_err(|_| DiskFailed)
+        Ok(())
     }
 
-    /// Waits until the request with this token is the next that the device gives back.
-    fn wait(&mut self, token: u16, until_ns: u64) -> Result<(), DiskFailed> {
-        let started = clock::now_ns();
-        let result = loop {
-            match self.queue.peek_used() {
-                Some(used) if used == token => break Ok(()),
-                Some(used) if self.flush.as_ref().is_some_and(|it| it.token == used) => {
-                    self.finish_flush();
+    /// Takes back what the device gives back.
+    fn reap(&mut self) {
+        while !self.is_given_up
+            && let Some(token) = self.queue.peek_used()
+        {
+            let is = |pending: &mut Pending| pending.token == token;
+            if let Some(done) = self.transfer.take_if(is) {
+                self.transferred = Some(self.finish(done));
+            } else if let Some(done) = self.flush.take_if(is) {
+                self.flushed = Some(self.finish(done));
+            } else {
+                self.give_up("breaks the rules of its queue");
+            }
+        }
+    }
+
+    /// Takes back a request that the device is done with, and tells how it went.
+    fn finish(&mut self, done: Pending) -> Result<(), DiskFailed> {
+        let data = self.data.get_mut(..done.length).ok_or(DiskFailed)?;
+        let frame = match done.request {
+            Request::Flush => &mut *self.flush_frame,
+            _ => &mut *self.frame,
+        };
+        // SAFETY: these are what `submit` has given to the device with this token.
+        let popped = unsafe {
+            match done.request {
+                Request::Read(_) => self.queue.pop_used(
+                    done.token,
+                    &[&frame.header],
+                    &mut [data, &mut frame.answer],
+                ),
+                Request::Write(_) => self.queue.pop_used(
+                    done.token,
+                    &[&frame.header, data],
+                    &mut [&mut frame.answer],
+                ),
+                Request::Flush => {
+                    self.queue
+                        .pop_used(done.token, &[&frame.header], &mut [&mut frame.answer])
                 }
-                Some(_) => {
-                    self.give_up("breaks the rules of its queue");
-                    break Err(DiskFailed);
-                }
-                None if clock::now_ns() > until_ns => {
-                    self.give_up("does not answer");
-                    break Err(DiskFailed);
-                }
-                None => core::hint::spin_loop(),
             }
         };
-        self.counters.waited_ns += clock::now_ns().saturating_sub(started);
-        result
-    }
-
-    fn count(&mut self, is_done: bool) -> Result<(), DiskFailed> {
-        if is_done {
+        if popped.is_ok() && is_done(frame.answer[0]) {
             return Ok(());
         }
         self.counters.failed += 1;
         Err(DiskFailed)
     }
 
-    /// Reads or writes `length` bytes, which are, or will be, at the beginning of the buffer.
+    /// Reads or writes the first `length` bytes of the buffer.
     fn transfer(&mut self, request: Request, length: usize) -> Result<(), DiskFailed> {
-        let token = self.submit(request, length)?;
-        self.wait(token, clock::now_ns() + PATIENCE_NS)?;
-        let data = self.data.get_mut(..length).ok_or(DiskFailed)?;
-        let frame = &mut *self.frame;
-        // SAFETY: these are what was given to the device with this token.
-        let popped = unsafe {
-            match request {
-                Request::Read(_) => {
-                    self.queue
-                        .pop_used(token, &[&frame.header], &mut [data, &mut frame.answer])
-                }
-                _ => self
-                    .queue
-                    .pop_used(token, &[&frame.header, data], &mut [&mut frame.answer]),
+        self.submit(request, length)?;
+        let started = clock::now_ns();
+        let result = loop {
+            self.reap();
+            if self.is_given_up {
+                break Err(DiskFailed);
             }
+            let Some(pending) = self.transfer else {
+                break self.transferred.take().unwrap_or(Err(DiskFailed));
+            };
+            if clock::now_ns() > pending.until_ns {
+                self.note_late();
+                break Err(DiskFailed);
+            }
+            core::hint::spin_loop();
         };
-        let is_done = popped.is_ok() && self.frame.is_done();
-        self.count(is_done)
-    }
-
-    /// The flush under way has been given back.
-    fn finish_flush(&mut self) {
-        let Some(flush) = self.flush.take() else {
-            return;
-        };
-        let frame = &mut *self.flush_frame;
-        // SAFETY: these are what was given to the device with this token.
-        let popped = unsafe {
-            self.queue
-                .pop_used(flush.token, &[&frame.header], &mut [&mut frame.answer])
-        };
-        let is_done = popped.is_ok() && self.flush_frame.is_done();
-        self.flushed = Some(self.count(is_done));
-    }
-
-    /// Waits for the flush under way, if there is one.
-    fn await_flush(&mut self) -> Result<(), DiskFailed> {
-        if let Some(&Flush { token, until_ns }) = self.flush.as_ref() {
-            self.wait(token, until_ns)?;
-            self.finish_flush();
-        }
-        Ok(())
+        self.counters.waited_ns += clock::now_ns().saturating_sub(started);
+        result
     }
 
     /// The sector at which block `lba` begins, if `length` bytes from there are on the disk.
@@ -312,7 +356,8 @@ impl Blocks for Disk {
     fn write(&mut self, lba: u64, bytes: &[u8]) -> Result<(), DiskFailed> {
         let mut sector = self.sector(lba, bytes.len())?;
         for piece in bytes.chunks(PIECE) {
-            if self.is_given_up {
+            // The device may still have the buffer.
+            if self.is_busy(Request::Write(sector)) {
                 return Err(DiskFailed);
             }
             self.data
@@ -326,41 +371,44 @@ impl Blocks for Disk {
     }
 
     fn flush(&mut self) -> Result<(), DiskFailed> {
+        // One that is under way may have begun before the last write. Whoever waits for it is served by this one.
+        let is_awaited = self.flush.is_some() || self.flushed.is_some();
+        while self.flush.is_some() && self.end_flush().is_none() {
+            core::hint::spin_loop();
+        }
         self.begin_flush()?;
-        self.await_flush()?;
-        self.end_flush().unwrap_or(Err(DiskFailed))
+        loop {
+            if let Some(ended) = self.end_flush() {
+                self.flushed = is_awaited.then_some(ended);
+                return ended;
+            }
+            core::hint::spin_loop();
+        }
     }
 }
 
 impl Flushes for Disk {
     fn begin_flush(&mut self) -> Result<(), DiskFailed> {
-        self.await_flush()?;
-        self.flushed = None;
-        if self.is_given_up {
-            return Err(DiskFailed);
-        }
-        if !self.features.has_flush() {
+        if !self.features.has_flush() && !self.is_given_up {
             self.flushed = Some(Ok(()));
             return Ok(());
         }
-        let token = self.submit(Request::Flush, 0)?;
-        self.flush = Some(Flush {
-            token,
-            until_ns: clock::now_ns() + PATIENCE_NS,
-        });
+        self.submit(Request::Flush, 0)?;
+        self.flushed = None;
         Ok(())
     }
 
     fn end_flush(&mut self) -> Option<Result<(), DiskFailed>> {
-        if let Some(flush) = &self.flush {
-            if self.queue.peek_used() == Some(flush.token) {
-                self.finish_flush();
-            } else if clock::now_ns() > flush.until_ns {
-                self.give_up("does not answer");
-                return Some(Err(DiskFailed));
-            }
-        }
+        self.reap();
         if self.is_given_up {
+            return Some(Err(DiskFailed));
+        }
+        if let Some(flush) = self.flush.as_mut()
+            && (flush.is_late || clock::now_ns() > flush.until_ns)
+        {
+            if !core::mem::replace(&mut flush.is_late, true) {
+                self.note_late();
+            }
             return Some(Err(DiskFailed));
         }
         self.flushed.take()

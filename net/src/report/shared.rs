@@ -149,6 +149,24 @@ pub fn add_dedup(
     );
 }
 
+/// Adds the memory that the dictionaries shared with `peer` take: the anchor index over what is sent, and the parts of both
+/// that may be in memory, in bytes.
+pub fn add_dedup_memory(out: &mut Exposition, peer: &str, index: usize, parts: usize) {
+    let labels = [("peer", peer)];
+    out.gauge(
+        "outpost_dedup_index_bytes",
+        "Memory of the index over the dictionary of what is sent.",
+        &labels,
+        index as u64,
+    );
+    out.gauge(
+        "outpost_dedup_memory_bytes",
+        "Memory for the parts of both dictionaries in use; all of them, if they are in memory only.",
+        &labels,
+        parts as u64,
+    );
+}
+
 /// Adds the metrics of the dictionaries' place on a device.
 pub fn add_store(out: &mut Exposition, peer: &str, store: &StoreStatistics) {
     let labels = [("peer", peer)];

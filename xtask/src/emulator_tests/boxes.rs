@@ -1,6 +1,6 @@
 //! A box under test: what it is made of, what is expected of it, and what must never be seen.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
 use super::Trial;
 use super::frames;
@@ -48,6 +49,8 @@ pub struct Setup {
     pub cpu_features: Vec<String>,
     /// The disk cannot be written.
     pub read_only: bool,
+    /// [`TestBox::hang_disk`] can be used.
+    pub disk_can_hang: bool,
     /// Where the WAN card's wire leads; none: to the test.
     pub wan: Option<qemu::Wire>,
     /// How many network cards.
@@ -69,6 +72,7 @@ impl Setup {
             cut: None,
             cpu_features: Vec::new(),
             read_only: false,
+            disk_can_hang: false,
             wan: None,
             nics: 2,
             number: 0,
@@ -112,6 +116,7 @@ impl Setup {
                 path: disk.clone(),
                 snapshot: false,
                 read_only: self.read_only,
+                can_hang: self.disk_can_hang,
             },
         );
         machine.cpu_features = self.cpu_features.clone();
@@ -129,6 +134,8 @@ impl Setup {
         if let (Some(wire), Some(card)) = (&self.wan, machine.nics.get_mut(1)) {
             card.wire = wire.clone();
         }
+        let monitor = folder.join("monitor");
+        machine.monitor = self.disk_can_hang.then(|| monitor.clone());
         let ports = [folder.join("com1"), folder.join("com2")];
         machine.com1 = Serial::Socket {
             path: ports[0].clone(),
@@ -153,6 +160,7 @@ impl Setup {
             lan,
             wan,
             qemu,
+            monitor,
             deadline: trial.deadline,
             _sockets: sockets,
         })
@@ -194,6 +202,7 @@ pub struct TestBox {
     /// The WAN's wire.
     pub wan: Arc<WireEnd>,
     qemu: Process,
+    monitor: PathBuf,
     deadline: Instant,
     _sockets: Scratch,
 }
@@ -462,6 +471,35 @@ impl TestBox {
             }
             self.pause(what)?;
         }
+    }
+
+    /// From now on the disk answers no write.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn hang_disk(&mut self) -> Result<()> {
+        let monitor = UnixStream::connect(&self.monitor).context("QEMU's monitor")?;
+        monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut answers = BufReader::new(monitor.try_clone()?).lines();
+        let mut ask = |command: serde_json::Value| -> Result<()> {
+            writeln!(&monitor, "{command}").context("QEMU's monitor")?;
+            for line in answers.by_ref() {
+                let answer: serde_json::Value = serde_json::from_str(&line?)?;
+                // A human's command has its complaints in what it prints.
+                match answer.get("return") {
+                    Some(printed) if printed.as_str().unwrap_or_default().is_empty() => {
+                        return Ok(());
+                    }
+                    None if answer.get("error").is_none() => {}
+                    _ => bail!("QEMU says to {command}: {answer}"),
+                }
+            }
+            bail!("QEMU's monitor is gone")
+        };
+        ask(json!({"execute": "qmp_capabilities"}))?;
+        // qemu-io(1): the next request of this kind stops at a break point that has a name.
+        let hang = "qemu-io disk0 \"break write_aio writes\"";
+        ask(json!({"execute": "human-monitor-command", "arguments": {"command-line": hang}}))
     }
 
     /// Resets the box from its console, and gives the disk. (The emulator ends at a reset.)

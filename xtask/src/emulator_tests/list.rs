@@ -41,6 +41,12 @@ pub const ALL: &[Test] = &[
         run: store::no_disk,
     },
     Test {
+        name: "disk-hangs",
+        about: "a disk that stops to answer costs the dictionary its place, and no flow",
+        deadline: SHORT,
+        run: store::disk_hangs,
+    },
+    Test {
         name: "pages",
         about: "/metrics and /flows are for the LAN, and for nobody on the line",
         deadline: SHORT,

@@ -183,7 +183,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn of(branch: TestBox, core: TestBox) -> Pair {
+    /// Puts a line between two boxes.
+    pub fn of(branch: TestBox, core: TestBox) -> Pair {
         let line = Line::between(branch.wan.clone(), core.wan.clone());
         Pair { branch, core, line }
     }

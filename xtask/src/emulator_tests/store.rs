@@ -144,3 +144,30 @@ pub fn no_disk(trial: &mut Trial<'_>) -> Result<()> {
     protected.read_only = true;
     in_memory(trial, "protected", protected, "write-protected")
 }
+
+/// A disk that stops to answer costs the dictionary its place, and no flow.
+pub fn disk_hangs(trial: &mut Trial<'_>) -> Result<()> {
+    let file = noise(FILE_BYTES);
+    let [mut branch, core] = Configs::matching()?.setups();
+    branch.disk_can_hang = true;
+    branch.problems = vec!["the disk does not answer".into()];
+    let mut pair = Pair::of(
+        branch.start_as(trial, "branch")?,
+        core.start_as(trial, "core")?,
+    );
+    pair.is_up()?;
+    pair.branch.hang_disk()?;
+    fetch(&mut pair, &file)?;
+    pair.branch.problem("the disk does not answer")?;
+    pair.branch
+        .console("from now on the dictionary is in memory only")?;
+    fetch(&mut pair, &file)?;
+    let connections = pair
+        .branch
+        .said(|said| said.status()?["net"]["tunnel"]["connections"].as_u64());
+    ensure!(
+        connections == Some(1),
+        "the tunnel came up {connections:?} times: the disk was waited for too long"
+    );
+    pair.branch.goes_on(1)
+}

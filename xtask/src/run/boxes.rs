@@ -100,6 +100,7 @@ impl Machine {
                 path: disk.to_owned(),
                 snapshot: false,
                 read_only: false,
+                can_hang: false,
             },
         );
         let number = match site {

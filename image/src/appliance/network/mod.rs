@@ -274,8 +274,13 @@ impl Service {
                 ),
                 (
                     "outpost_disk_failed_requests_total",
-                    "Those that the disk refused or did not answer.",
+                    "Those that the disk refused.",
                     disk.failed,
+                ),
+                (
+                    "outpost_disk_late_requests_total",
+                    "Those that the disk did not answer in time.",
+                    disk.late,
                 ),
                 (
                     "outpost_disk_wait_milliseconds_total",

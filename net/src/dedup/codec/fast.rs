@@ -23,7 +23,7 @@ impl Recent {
         Recent(boxed())
     }
 
-    /// The place for the first seven bytes of a word.
+    /// The place for the first six bytes of a word.
     #[inline(always)]
     fn place(&mut self, word: u64) -> &mut u32 {
         let hash = (word << 16).wrapping_mul(0xcf1b_bcdc_b7a5_6463);

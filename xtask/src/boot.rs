@@ -95,6 +95,8 @@ pub fn run(arguments: &Args) -> Result<()> {
         Disk {
             path: disk,
             snapshot: false,
+            read_only: false,
+            can_hang: false,
         },
     );
     machine.memory_mib = arguments.memory;

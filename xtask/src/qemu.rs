@@ -89,6 +89,10 @@ pub struct Disk {
     pub path: PathBuf,
     /// Keeps what the machine writes out of the file, and forgets it at the end.
     pub snapshot: bool,
+    /// The machine cannot write to it.
+    pub read_only: bool,
+    /// Its requests can be held back (see [`Qemu::monitor`]).
+    pub can_hang: bool,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -116,6 +120,8 @@ pub struct Qemu {
     pub entropy: bool,
     /// A graphics card, so that the firmware offers a framebuffer. (No window is opened in any case.)
     pub graphics: bool,
+    /// A Unix socket for QEMU's own commands (QMP).
+    pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
     /// Time in the machine is the number of instructions executed: each takes a nanosecond, and a tick of the TSC. One CPU, TCG only.
@@ -139,6 +145,7 @@ impl Qemu {
             com2: Serial::Null,
             entropy: true,
             graphics: false,
+            monitor: None,
             exit_on_reset: false,
             counts_instructions: false,
             more: Vec::new(),
@@ -198,10 +205,19 @@ impl Qemu {
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let snapshot = if disk.snapshot { "on" } else { "off" };
+            let read_only = if disk.read_only { ",readonly=on" } else { "" };
             let file = path_value(&disk.path)?;
+            // An interposed driver without rules of its own; it takes them from the monitor.
+            let file = if disk.can_hang {
+                format!("blkdebug::{file}")
+            } else {
+                file
+            };
             add(
                 "-drive",
-                format!("if=none,id=disk{index},format=raw,snapshot={snapshot},file={file}"),
+                format!(
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only},file={file}"
+                ),
             );
             add(
                 "-device",
@@ -262,6 +278,12 @@ impl Qemu {
             add(
                 "-device",
                 format!("isa-serial,chardev=com{index},index={index}"),
+            );
+        }
+        if let Some(path) = &self.monitor {
+            add(
+                "-qmp",
+                format!("unix:{},server=on,wait=off", path_value(path)?),
             );
         }
         if self.entropy {
@@ -342,6 +364,8 @@ mod tests {
             Disk {
                 path: "/a,b/disk.img".into(),
                 snapshot: true,
+                read_only: false,
+                can_hang: false,
             },
         );
         qemu.nics = vec![

@@ -8,6 +8,7 @@ use core::hint::black_box;
 use core::panic::PanicInfo;
 
 use outpost_engine_bench::MARK;
+use outpost_mem as _;
 use talc::{ErrOnOom, Span, Talc, Talck};
 use uefi::boot::{self, AllocateType};
 use uefi::fs::FileSystem;

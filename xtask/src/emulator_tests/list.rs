@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, pair};
+use super::{Test, Trial, frames, pages, pair, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -29,6 +29,36 @@ pub const ALL: &[Test] = &[
         about: "two boxes make a tunnel, and bridge the rest",
         deadline: SHORT,
         run: pair::tunnel,
+    },
+    Test {
+        name: "store",
+        about: "what two boxes have carried costs next to nothing again after both were restarted",
+        deadline: LONG,
+        run: store::survives,
+    },
+    Test {
+        name: "no-disk",
+        about: "without room on the disk, or a disk to write, the dictionary is in memory",
+        deadline: SHORT,
+        run: store::no_disk,
+    },
+    Test {
+        name: "disk-hangs",
+        about: "a disk that stops to answer costs the dictionary its place, and no flow",
+        deadline: SHORT,
+        run: store::disk_hangs,
+    },
+    Test {
+        name: "pages",
+        about: "/metrics and /flows are for the LAN, and for nobody on the line",
+        deadline: SHORT,
+        run: pages::pages,
+    },
+    Test {
+        name: "program",
+        about: "a branch works with outpost-peer at head office",
+        deadline: SHORT,
+        run: program::program,
     },
     Test {
         name: "wrong-key",

@@ -99,6 +99,8 @@ impl Machine {
             Disk {
                 path: disk.to_owned(),
                 snapshot: false,
+                read_only: false,
+                can_hang: false,
             },
         );
         let number = match site {

@@ -63,6 +63,11 @@ fn phase(program: &Path, folder: &Path, function: &str) -> Result<Vec<u64>> {
     let mut command = process::command(VALGRIND)?;
     command
         .current_dir(folder)
+        // Else each byte that the C library copies with `rep movsb` would count as an instruction.
+        .env(
+            "GLIBC_TUNABLES",
+            "glibc.cpu.x86_rep_movsb_threshold=1000000000:glibc.cpu.x86_rep_stosb_threshold=1000000000",
+        )
         .arg("--tool=callgrind")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(format!("--toggle-collect=*{function}*"))

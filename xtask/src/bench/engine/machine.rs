@@ -78,6 +78,8 @@ impl Machine {
         let disk = Disk {
             path: disk,
             snapshot: true,
+            read_only: false,
+            can_hang: false,
         };
         let mut machine = Qemu::new("engine", Accelerator::Tcg, disk);
         machine.cpus = 1;

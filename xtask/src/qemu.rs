@@ -97,6 +97,19 @@ pub struct Disk {
     pub requests_per_second: Option<u32>,
 }
 
+impl Disk {
+    /// A disk that can be written and does what it is asked to.
+    pub fn new(path: impl Into<PathBuf>) -> Disk {
+        Disk {
+            path: path.into(),
+            snapshot: false,
+            read_only: false,
+            can_hang: false,
+            requests_per_second: None,
+        }
+    }
+}
+
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
 #[derive(Clone, Debug)]
 pub struct Qemu {
@@ -368,11 +381,8 @@ mod tests {
             "branch",
             Accelerator::Tcg,
             Disk {
-                path: "/a,b/disk.img".into(),
                 snapshot: true,
-                read_only: false,
-                can_hang: false,
-                requests_per_second: None,
+                ..Disk::new("/a,b/disk.img")
             },
         );
         qemu.nics = vec![

@@ -76,10 +76,8 @@ impl Machine {
 
         let serial = folder.join("serial.txt");
         let disk = Disk {
-            path: disk,
             snapshot: true,
-            read_only: false,
-            can_hang: false,
+            ..Disk::new(disk)
         };
         let mut machine = Qemu::new("engine", Accelerator::Tcg, disk);
         machine.cpus = 1;

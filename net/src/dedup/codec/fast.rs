@@ -8,14 +8,14 @@ use super::super::store::Store;
 use super::parse::{Input, MIN_MATCH, MIN_REPEAT, Parsed, Sequence, boxed, least};
 use super::{FarMatch, common_prefix, common_suffix, word};
 
-/// Places in the table: it stays in the caches nearest to the CPU.
-const SLOTS: usize = 1 << 15;
+/// Places in the table: it stays in the second cache from the CPU.
+const SLOTS: usize = 1 << 16;
 /// Without a match for so many bytes, in powers of two, the steps get longer by one.
 const PATIENCE: u32 = 6;
 /// How far back matches may be: positions are kept as 32 bits.
 const MOST_BACK: usize = 1 << 30;
 
-/// Where strings of seven bytes were seen last: log positions, low halves.
+/// Where strings of six bytes were seen last: log positions, low halves.
 pub struct Recent(Box<[u32; SLOTS]>);
 
 impl Recent {
@@ -23,10 +23,10 @@ impl Recent {
         Recent(boxed())
     }
 
-    /// The place for the first seven bytes of a word.
+    /// The place for the first six bytes of a word.
     #[inline(always)]
     fn place(&mut self, word: u64) -> &mut u32 {
-        let hash = (word << 8).wrapping_mul(0xcf1b_bcdc_b7a5_6463);
+        let hash = (word << 16).wrapping_mul(0xcf1b_bcdc_b7a5_6463);
         &mut self.0[(hash >> (64 - SLOTS.ilog2())) as usize & (SLOTS - 1)]
     }
 }

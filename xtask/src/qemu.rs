@@ -93,6 +93,8 @@ pub struct Disk {
     pub read_only: bool,
     /// Its requests can be held back (see [`Qemu::monitor`]).
     pub can_hang: bool,
+    /// Requests that it answers in a second; as many as it can, if there is none.
+    pub requests_per_second: Option<u32>,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -124,6 +126,8 @@ pub struct Qemu {
     pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
+    /// Time in the machine is the number of instructions executed: each takes a nanosecond, and a tick of the TSC. One CPU, TCG only.
+    pub counts_instructions: bool,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -145,6 +149,7 @@ impl Qemu {
             graphics: false,
             monitor: None,
             exit_on_reset: false,
+            counts_instructions: false,
             more: Vec::new(),
         }
     }
@@ -161,7 +166,15 @@ impl Qemu {
         add("-name", option_value(&self.name)?);
         add("-no-user-config", String::new());
         add("-nodefaults", String::new());
-        add("-accel", self.accelerator.qemu_option().to_owned());
+        if self.counts_instructions {
+            if self.accelerator != Accelerator::Tcg || self.cpus != 1 {
+                bail!("QEMU counts instructions only with TCG and one CPU");
+            }
+            add("-accel", "tcg,thread=single".to_owned());
+            add("-icount", "shift=0,sleep=off".to_owned());
+        } else {
+            add("-accel", self.accelerator.qemu_option().to_owned());
+        }
         add("-M", "q35".to_owned());
         let features: String = self
             .cpu_features
@@ -202,10 +215,14 @@ impl Qemu {
             } else {
                 file
             };
+            let rate = disk
+                .requests_per_second
+                .map(|rate| format!(",throttling.iops-total={rate}"))
+                .unwrap_or_default();
             add(
                 "-drive",
                 format!(
-                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only},file={file}"
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only}{rate},file={file}"
                 ),
             );
             add(
@@ -355,6 +372,7 @@ mod tests {
                 snapshot: true,
                 read_only: false,
                 can_hang: false,
+                requests_per_second: None,
             },
         );
         qemu.nics = vec![
@@ -410,6 +428,17 @@ mod tests {
         qemu.cpu_features = vec!["svm=off".into()];
         let arguments = qemu.arguments(Path::new("/c"), Path::new("/v")).unwrap();
         assert!(arguments.contains(&"max,svm=off".to_owned()));
+    }
+
+    #[test]
+    fn instructions_are_counted_on_one_cpu_only() {
+        let mut qemu = example();
+        qemu.counts_instructions = true;
+        let line = |qemu: &Qemu| qemu.arguments(Path::new("/c"), Path::new("/v"));
+        assert!(line(&qemu).is_err());
+        qemu.cpus = 1;
+        let line = line(&qemu).unwrap().join(" ");
+        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off"));
     }
 
     #[test]

@@ -97,6 +97,7 @@ pub fn run(arguments: &Args) -> Result<()> {
             snapshot: false,
             read_only: false,
             can_hang: false,
+            requests_per_second: None,
         },
     );
     machine.memory_mib = arguments.memory;

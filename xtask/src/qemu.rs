@@ -98,6 +98,8 @@ pub struct Disk {
     pub read_only: bool,
     /// Its requests can be held back (see [`Qemu::monitor`]).
     pub can_hang: bool,
+    /// Requests that it answers in a second; as many as it can, if there is none.
+    pub requests_per_second: Option<u32>,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -218,10 +220,14 @@ impl Qemu {
             } else {
                 file
             };
+            let rate = disk
+                .requests_per_second
+                .map(|rate| format!(",throttling.iops-total={rate}"))
+                .unwrap_or_default();
             add(
                 "-drive",
                 format!(
-                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only},file={file}"
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only}{rate},file={file}"
                 ),
             );
             add(
@@ -371,6 +377,7 @@ mod tests {
                 snapshot: true,
                 read_only: false,
                 can_hang: false,
+                requests_per_second: None,
             },
         );
         qemu.nics = vec![

@@ -95,6 +95,8 @@ pub struct Disk {
     /// Late requests since then.
     late: (u32, u64),
     is_given_up: bool,
+    /// What is done while the disk is waited for.
+    meanwhile: Option<Box<dyn FnMut()>>,
     /// What went through it.
     pub counters: Counters,
 }
@@ -164,6 +166,7 @@ impl Disk {
             flushed: None,
             late: (0, 0),
             is_given_up: false,
+            meanwhile: None,
             counters: Counters::default(),
         })
     }
@@ -171,6 +174,18 @@ impl Disk {
     /// Whether the disk only reads.
     pub fn is_read_only(&self) -> bool {
         self.features.is_read_only()
+    }
+
+    /// Has something short done, again and again, while the disk is waited for. It must not use the disk.
+    pub fn set_meanwhile(&mut self, meanwhile: Option<Box<dyn FnMut()>>) {
+        self.meanwhile = meanwhile;
+    }
+
+    fn pause(&mut self) {
+        match &mut self.meanwhile {
+            Some(meanwhile) => meanwhile(),
+            None => core::hint::spin_loop(),
+        }
     }
 
     /// The disk is not used any more. What it was given stays untouched for ever.
@@ -315,7 +330,7 @@ impl Disk {
                 self.note_late();
                 break Err(DiskFailed);
             }
-            core::hint::spin_loop();
+            self.pause();
         };
         self.counters.waited_ns += clock::now_ns().saturating_sub(started);
         result
@@ -374,7 +389,7 @@ impl Blocks for Disk {
         // One that is under way may have begun before the last write. Whoever waits for it is served by this one.
         let is_awaited = self.flush.is_some() || self.flushed.is_some();
         while self.flush.is_some() && self.end_flush().is_none() {
-            core::hint::spin_loop();
+            self.pause();
         }
         self.begin_flush()?;
         loop {
@@ -382,7 +397,7 @@ impl Blocks for Disk {
                 self.flushed = is_awaited.then_some(ended);
                 return ended;
             }
-            core::hint::spin_loop();
+            self.pause();
         }
     }
 }

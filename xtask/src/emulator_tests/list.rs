@@ -49,6 +49,12 @@ pub const ALL: &[Test] = &[
         run: store::disk_hangs,
     },
     Test {
+        name: "disk-slow",
+        about: "while a slow disk's store is opened, the box is a cable",
+        deadline: SHORT,
+        run: store::disk_slow,
+    },
+    Test {
         name: "pages",
         about: "/metrics and /flows are for the LAN, and for nobody on the line",
         deadline: SHORT,

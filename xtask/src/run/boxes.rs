@@ -101,6 +101,7 @@ impl Machine {
                 snapshot: false,
                 read_only: false,
                 can_hang: false,
+                requests_per_second: None,
             },
         );
         let number = match site {

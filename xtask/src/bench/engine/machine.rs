@@ -80,6 +80,7 @@ impl Machine {
             snapshot: true,
             read_only: false,
             can_hang: false,
+            requests_per_second: None,
         };
         let mut machine = Qemu::new("engine", Accelerator::Tcg, disk);
         machine.cpus = 1;

@@ -14,6 +14,11 @@ use crate::process::{self, Process};
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// Nanoseconds, and ticks of the TSC, that an instruction takes where they are counted. One would do, but then each second
+/// that the firmware waits would be 10⁹ instructions.
+pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
+const TICKS_SHIFT: u32 = 5;
+
 /// Where Debian's and others' packages put the firmware: code and variables.
 const FIRMWARE: [(&str, &str); 4] = [
     (
@@ -139,7 +144,7 @@ pub struct Qemu {
     pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
-    /// Time in the machine is the number of instructions executed: each takes a nanosecond, and a tick of the TSC. One CPU, TCG only.
+    /// Time in the machine is the number of instructions executed, times [`TICKS_PER_INSTRUCTION`]. One CPU, TCG only.
     pub counts_instructions: bool,
     /// More arguments.
     pub more: Vec<String>,
@@ -184,7 +189,7 @@ impl Qemu {
                 bail!("QEMU counts instructions only with TCG and one CPU");
             }
             add("-accel", "tcg,thread=single".to_owned());
-            add("-icount", "shift=0,sleep=off".to_owned());
+            add("-icount", format!("shift={TICKS_SHIFT},sleep=off"));
         } else {
             add("-accel", self.accelerator.qemu_option().to_owned());
         }
@@ -448,7 +453,7 @@ mod tests {
         assert!(line(&qemu).is_err());
         qemu.cpus = 1;
         let line = line(&qemu).unwrap().join(" ");
-        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off"));
+        assert!(line.contains("-accel tcg,thread=single -icount shift=5,sleep=off"));
     }
 
     #[test]

@@ -305,7 +305,11 @@ async fn run(
             .session
             .borrow_mut()
             .turn(stream, &mut pump, &mut socket);
-        hub.dirty.notify_one();
+        if matches!(result, Ok(true)) {
+            hub.interleave();
+        } else {
+            hub.dirty.notify_one();
+        }
         add(&hub.counters.from_hosts, pump.from_host - from);
         add(&hub.counters.to_hosts, pump.to_host - to);
         slot.numbers.set(Numbers::of(&pump));

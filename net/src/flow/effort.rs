@@ -17,10 +17,20 @@ const FEW: u32 = 8;
 const MOST: u32 = 24;
 
 /// What the last turns of all flows showed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gauge {
     points: u32,
     fast: bool,
+}
+
+/// At first the CPU is the bottleneck: a slow line shows itself with the first full buffer.
+impl Default for Gauge {
+    fn default() -> Self {
+        Gauge {
+            points: FEW,
+            fast: true,
+        }
+    }
 }
 
 impl Gauge {
@@ -58,6 +68,8 @@ mod tests {
     #[test]
     fn a_slow_cpu_lowers_the_effort_and_a_slow_line_raises_it() {
         let mut gauge = Gauge::default();
+        assert_eq!(gauge.effort(), Effort::Fast);
+        gauge.line_is_full(SLOW);
         for _ in 0..15 {
             gauge.host_waits();
             assert_eq!(gauge.effort(), Effort::Full);

@@ -499,7 +499,7 @@ impl Connection {
     pub(super) fn drain_time(&self) -> Option<Duration> {
         let micros = (self.streams.held() as u64).saturating_mul(1_000_000);
         micros
-            .checked_div(self.bbr.bandwidth())
+            .checked_div(self.bbr.rate())
             .map(Duration::from_micros)
     }
 

@@ -67,6 +67,8 @@ pub struct Hub {
     /// There is something to send, or another time to wake up at.
     pub dirty: Notify,
     sending: RefCell<Sending>,
+    /// What its flows' sockets are read to.
+    pub buffer: flow::Buffer,
     /// What became of flows.
     pub counters: Counters,
     /// Where ended flows are noted.
@@ -95,6 +97,7 @@ impl Hub {
             slots: RefCell::default(),
             dirty: Notify::new(),
             sending: RefCell::default(),
+            buffer: flow::Buffer::default(),
             counters: Counters::default(),
             started: std::time::Instant::now(),
         })

@@ -109,7 +109,11 @@ impl Wire {
 
     fn receive(
         &self,
-        from_kernel: impl Fn(UdpSockRef<'_>, &mut [IoSliceMut<'_>], &mut [RecvMeta]) -> io::Result<usize>,
+        from_kernel: impl Fn(
+            UdpSockRef<'_>,
+            &mut [IoSliceMut<'_>],
+            &mut [RecvMeta],
+        ) -> io::Result<usize>,
     ) -> io::Result<()> {
         let buffer = &mut *self.buffer.borrow_mut();
         for _ in 0..BATCHES {

@@ -14,7 +14,7 @@ use outpost_image_format::Partition;
 /// Partitions begin at multiples of this.
 const ALIGN_BYTES: u64 = 1 << 20;
 /// Neither `guest` nor `store` is made smaller than this.
-pub const SMALLEST_BYTES: u64 = 8 << 20;
+pub const SMALLEST_BYTES: u64 = 16 << 20;
 /// `guest` gets half of what is free, but no more than this.
 const LARGEST_GUEST_BYTES: u64 = 32 << 30;
 const PRIMARY_LBA: u64 = 1;

@@ -95,6 +95,9 @@ pub fn run(arguments: &Args) -> Result<()> {
         Disk {
             path: disk,
             snapshot: false,
+            read_only: false,
+            can_hang: false,
+            requests_per_second: None,
         },
     );
     machine.memory_mib = arguments.memory;

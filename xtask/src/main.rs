@@ -14,6 +14,7 @@ mod probe;
 mod process;
 mod progress;
 mod qemu;
+mod releases;
 mod run;
 mod setup;
 mod test;

@@ -228,6 +228,16 @@ impl Process {
         })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> Pid {
+        group_of(&self.child)
+    }
+
+    /// Asks it to end: SIGTERM to its group.
+    pub fn terminate(&self) {
+        let _ = killpg(self.id(), Signal::SIGTERM);
+    }
+
     /// Its standard output, if piped and not yet taken.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()

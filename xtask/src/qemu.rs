@@ -89,6 +89,12 @@ pub struct Disk {
     pub path: PathBuf,
     /// Keeps what the machine writes out of the file, and forgets it at the end.
     pub snapshot: bool,
+    /// The machine cannot write to it.
+    pub read_only: bool,
+    /// Its requests can be held back (see [`Qemu::monitor`]).
+    pub can_hang: bool,
+    /// Requests that it answers in a second; as many as it can, if there is none.
+    pub requests_per_second: Option<u32>,
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -116,8 +122,12 @@ pub struct Qemu {
     pub entropy: bool,
     /// A graphics card, so that the firmware offers a framebuffer. (No window is opened in any case.)
     pub graphics: bool,
+    /// A Unix socket for QEMU's own commands (QMP).
+    pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
+    /// Time in the machine is the number of instructions executed: each takes a nanosecond, and a tick of the TSC. One CPU, TCG only.
+    pub counts_instructions: bool,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -137,7 +147,9 @@ impl Qemu {
             com2: Serial::Null,
             entropy: true,
             graphics: false,
+            monitor: None,
             exit_on_reset: false,
+            counts_instructions: false,
             more: Vec::new(),
         }
     }
@@ -154,7 +166,15 @@ impl Qemu {
         add("-name", option_value(&self.name)?);
         add("-no-user-config", String::new());
         add("-nodefaults", String::new());
-        add("-accel", self.accelerator.qemu_option().to_owned());
+        if self.counts_instructions {
+            if self.accelerator != Accelerator::Tcg || self.cpus != 1 {
+                bail!("QEMU counts instructions only with TCG and one CPU");
+            }
+            add("-accel", "tcg,thread=single".to_owned());
+            add("-icount", "shift=0,sleep=off".to_owned());
+        } else {
+            add("-accel", self.accelerator.qemu_option().to_owned());
+        }
         add("-M", "q35".to_owned());
         let features: String = self
             .cpu_features
@@ -187,10 +207,23 @@ impl Qemu {
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let snapshot = if disk.snapshot { "on" } else { "off" };
+            let read_only = if disk.read_only { ",readonly=on" } else { "" };
             let file = path_value(&disk.path)?;
+            // An interposed driver without rules of its own; it takes them from the monitor.
+            let file = if disk.can_hang {
+                format!("blkdebug::{file}")
+            } else {
+                file
+            };
+            let rate = disk
+                .requests_per_second
+                .map(|rate| format!(",throttling.iops-total={rate}"))
+                .unwrap_or_default();
             add(
                 "-drive",
-                format!("if=none,id=disk{index},format=raw,snapshot={snapshot},file={file}"),
+                format!(
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only}{rate},file={file}"
+                ),
             );
             add(
                 "-device",
@@ -251,6 +284,12 @@ impl Qemu {
             add(
                 "-device",
                 format!("isa-serial,chardev=com{index},index={index}"),
+            );
+        }
+        if let Some(path) = &self.monitor {
+            add(
+                "-qmp",
+                format!("unix:{},server=on,wait=off", path_value(path)?),
             );
         }
         if self.entropy {
@@ -331,6 +370,9 @@ mod tests {
             Disk {
                 path: "/a,b/disk.img".into(),
                 snapshot: true,
+                read_only: false,
+                can_hang: false,
+                requests_per_second: None,
             },
         );
         qemu.nics = vec![
@@ -386,6 +428,17 @@ mod tests {
         qemu.cpu_features = vec!["svm=off".into()];
         let arguments = qemu.arguments(Path::new("/c"), Path::new("/v")).unwrap();
         assert!(arguments.contains(&"max,svm=off".to_owned()));
+    }
+
+    #[test]
+    fn instructions_are_counted_on_one_cpu_only() {
+        let mut qemu = example();
+        qemu.counts_instructions = true;
+        let line = |qemu: &Qemu| qemu.arguments(Path::new("/c"), Path::new("/v"));
+        assert!(line(&qemu).is_err());
+        qemu.cpus = 1;
+        let line = line(&qemu).unwrap().join(" ");
+        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off"));
     }
 
     #[test]

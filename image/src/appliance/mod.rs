@@ -1,9 +1,11 @@
 //! The composition root: what runs where, in the order of a boot (DESIGN §2).
 
 mod budget;
+mod dictionary;
 pub mod guest;
 mod network;
 
+use crate::device::pci::Pci;
 use crate::firmware::{self, Findings};
 use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
 use crate::output;
@@ -32,11 +34,14 @@ pub fn run() -> ! {
     output::telemetry::milestone("cpus");
 
     // 3. Devices.
-    let ports = network::find_ports(&findings);
+    let pci = Pci::new(findings.tables.ecam);
+    let functions = pci.functions();
+    let ports = network::find_ports(&findings, &pci, &functions);
+    let store = dictionary::find(&findings, &pci, &functions, &shares);
     output::telemetry::milestone("devices");
 
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
-    let mut network = network::Service::start(findings.config.as_ref().ok(), ports, &shares);
+    let mut network = network::Service::start(findings.config.as_ref().ok(), ports, store, &shares);
     guest::start(&findings, cpus, network.station_mac());
 
     // 6. Run loops.

@@ -8,7 +8,7 @@ use outpost_image_format::Partition;
 use uefi::Handle;
 use uefi::boot::{self, OpenProtocolAttributes, OpenProtocolParams, ScopedProtocol};
 use uefi::proto::ProtocolPointer;
-use uefi::proto::device_path::DevicePath;
+use uefi::proto::device_path::{DevicePath, DeviceSubType, DeviceType};
 use uefi::proto::loaded_image::LoadedImage;
 use uefi::proto::media::block::BlockIO;
 
@@ -20,6 +20,19 @@ pub struct FirmwareDisk {
     media_id: u32,
     block_bytes: u32,
     blocks: u64,
+    is_read_only: bool,
+    controller: Option<(u8, u8)>,
+}
+
+/// What there is to know of the disk once the firmware is gone.
+#[derive(Clone, Copy, Debug)]
+pub struct BootDisk {
+    /// Device and function of the PCI controller that it hangs on, if it is one; its bus is not known.
+    pub controller: Option<(u8, u8)>,
+    /// Bytes in a block, as the partition table counts.
+    pub block_bytes: u32,
+    /// Where the partition `store` lies.
+    pub store: Extent,
 }
 
 fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
@@ -58,11 +71,14 @@ impl FirmwareDisk {
                 (whole && partition_path.starts_with(nodes(&path))).then_some(())?;
                 let (media_id, block_bytes, last) =
                     (media.media_id(), media.block_size(), media.last_block());
+                let is_read_only = media.is_read_only();
                 Some(FirmwareDisk {
                     block_io,
                     media_id,
                     block_bytes,
                     blocks: last.checked_add(1)?,
+                    is_read_only,
+                    controller: controller(&path),
                 })
             })
             .next()
@@ -101,6 +117,17 @@ impl FirmwareDisk {
     }
 }
 
+/// Device and function of the last PCI node of a device path (UEFI 2.10, 10.3.2.1): function first, then device.
+fn controller(path: &DevicePath) -> Option<(u8, u8)> {
+    path.node_iter()
+        .filter(|node| node.full_type() == (DeviceType::HARDWARE, DeviceSubType::HARDWARE_PCI))
+        .last()
+        .and_then(|node| match *node.data() {
+            [function, device] => Some((device, function)),
+            _ => None,
+        })
+}
+
 /// The bytes of a device path without the node that ends it.
 fn nodes(path: &DevicePath) -> &[u8] {
     const END_BYTES: usize = 4;
@@ -136,17 +163,43 @@ impl Blocks for FirmwareDisk {
     }
 }
 
+/// The disk the box was started from, and its table.
+pub struct Prepared {
+    /// The disk.
+    pub disk: FirmwareDisk,
+    /// Its table.
+    pub table: Table,
+}
+
+impl Prepared {
+    /// What remains of the disk when the firmware is gone; none without a partition `store`.
+    pub fn boot_disk(&self) -> Option<BootDisk> {
+        let store = self.table.find(Partition::Store).ok().flatten()?;
+        Some(BootDisk {
+            controller: self.disk.controller,
+            block_bytes: self.disk.block_bytes,
+            store,
+        })
+    }
+}
+
 /// Finds the disk and its table, and makes the partitions that are made at first boot.
 ///
 /// # Errors
 /// In one line, if there is no disk or no table.
-pub fn open_prepared() -> Result<(FirmwareDisk, Table), String> {
+pub fn prepare() -> Result<Prepared, String> {
     let mut disk = FirmwareDisk::find().ok_or_else(|| {
         String::from(
             "the disk the box was started from cannot be found: start it from a disk or a stick",
         )
     })?;
     let mut table = Table::load(&mut disk).map_err(|error| error.to_string())?;
+    if disk.is_read_only {
+        output::problem(
+            "the disk is write-protected: no partitions are made and the dictionary is in memory; use a disk that can be written",
+        );
+        return Ok(Prepared { disk, table });
+    }
     match table.provision(&mut disk) {
         Ok(Provisioned::Complete) => {}
         Ok(Provisioned::Repaired) => {
@@ -164,14 +217,7 @@ pub fn open_prepared() -> Result<(FirmwareDisk, Table), String> {
         )),
         Err(error) => output::problem(&error.to_string()),
     }
-    Ok((disk, table))
-}
-
-/// Makes the disk ready when nothing else is wanted of it.
-pub fn prepare() {
-    if let Err(error) = open_prepared() {
-        output::problem(&error);
-    }
+    Ok(Prepared { disk, table })
 }
 
 /// Where the active slot lies.

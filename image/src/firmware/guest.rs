@@ -14,7 +14,7 @@ use uefi::boot::{self, AllocateType};
 use uefi::mem::memory_map::MemoryType;
 
 use super::PAGE;
-use super::disk::{self, FirmwareDisk};
+use super::disk::{self, FirmwareDisk, Prepared};
 
 /// The guests this binary runs, set by the build (`cargo xtask build-image`).
 const PINNED: &str = match option_env!("OUTPOST_PINNED_GUESTS") {
@@ -43,10 +43,10 @@ pub struct GuestFiles {
 ///
 /// # Errors
 /// In one line, that a person can act on.
-pub fn load(name: &str) -> Result<GuestFiles, String> {
-    let (mut disk, table) = disk::open_prepared()?;
-    let slot = disk::active_slot(&table)?;
-    let manifest = read_manifest(&mut disk, slot)?;
+pub fn load(name: &str, prepared: &mut Prepared) -> Result<GuestFiles, String> {
+    let slot = disk::active_slot(&prepared.table)?;
+    let disk = &mut prepared.disk;
+    let manifest = read_manifest(disk, slot)?;
     if manifest.guest != name {
         return Err(format!(
             "outpost.toml asks for guest \"{name}\", the slot holds \"{}\": change [guest] name, or build an image with that guest",
@@ -61,9 +61,9 @@ pub fn load(name: &str) -> Result<GuestFiles, String> {
             format!("this binary has no pinned guest \"{name}\": build binary and image together")
         })?;
     let kernel = manifest.entry(KERNEL).map_err(|error| error.to_string())?;
-    let kernel = read_file(&mut disk, slot, kernel)?;
+    let kernel = read_file(disk, slot, kernel)?;
     let ramdisk = match (manifest.entry(RAMDISK), &pin.ramdisk) {
-        (Ok(entry), _) => Some(read_file(&mut disk, slot, entry)?),
+        (Ok(entry), _) => Some(read_file(disk, slot, entry)?),
         (Err(SlotError::Missing(_)), None) => None,
         (Err(error), _) => return Err(error.to_string()),
     };

@@ -18,8 +18,11 @@ use uefi::proto::rng::Rng;
 use uefi::table::cfg::ConfigTableEntry;
 use uefi::{cstr16, runtime, system};
 
+pub use disk::BootDisk;
 pub use guest::GuestFiles;
 pub use image::sections;
+
+use disk::Prepared;
 
 use crate::machine::{clock, entropy, heap, power};
 use crate::output;
@@ -37,6 +40,8 @@ pub struct Findings {
     pub config: Result<Config, String>,
     /// The guest's files; none if the configuration wants no guest; else why they cannot be had.
     pub guest: Option<Result<GuestFiles, String>>,
+    /// The disk that the box was started from; none if there is no partition for the dictionary on it.
+    pub disk: Option<BootDisk>,
     /// ACPI's tables; empty if there are none.
     pub tables: Tables,
     /// Two free pages below 1 MiB.
@@ -92,16 +97,24 @@ pub fn leave() -> Findings {
         );
     }
     let config = read_config();
-    let guest = match &config {
-        Ok(Config {
-            guest: Some(guest), ..
-        }) => Some(guest::load(&guest.name)),
-        _ => {
-            // The disk is made ready even if no guest is wanted.
-            disk::prepare();
+    // The disk is made ready even if no guest is wanted.
+    let mut prepared = disk::prepare();
+    let boot_disk = prepared.as_ref().ok().and_then(Prepared::boot_disk);
+    let guest = match (&config, &mut prepared) {
+        (
+            Ok(Config {
+                guest: Some(guest), ..
+            }),
+            Ok(prepared),
+        ) => Some(guest::load(&guest.name, prepared)),
+        (Ok(Config { guest: Some(_), .. }), Err(why)) => Some(Err(why.clone())),
+        (_, Ok(_)) => None,
+        (_, Err(why)) => {
+            output::problem(why);
             None
         }
     };
+    drop(prepared);
     let start_up = boot::allocate_pages(
         AllocateType::MaxAddress(START_UP_BELOW - 1),
         MemoryType::LOADER_DATA,
@@ -120,6 +133,7 @@ pub fn leave() -> Findings {
     Findings {
         config,
         guest,
+        disk: boot_disk,
         tables,
         start_up,
         memory,

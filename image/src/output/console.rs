@@ -7,7 +7,6 @@ use outpost::lines::LineRing;
 
 use super::{Outputs, with_log};
 use crate::appliance::guest;
-use crate::machine::power;
 
 const QUEUE_BYTES: usize = 16 << 10;
 /// Bytes written, or taken from the guest, in one pass at most.
@@ -20,6 +19,8 @@ pub struct Outcome {
     pub busy: bool,
     /// The user wants the status shown.
     pub wants_status: bool,
+    /// The user wants the box reset.
+    pub wants_reset: bool,
     /// The guest said something about its start.
     pub guest_says: Option<GuestSays>,
 }
@@ -111,7 +112,10 @@ impl Service {
                             guest::request_restart();
                             String::from("the guest is being restarted")
                         }
-                        Command::Reset => power::reset(),
+                        Command::Reset => {
+                            outcome.wants_reset = true;
+                            String::new()
+                        }
                     };
                     for line in answer.lines() {
                         self.console.print_line(line.as_bytes(), &mut self.queue);

@@ -184,8 +184,18 @@ pub const MESSAGES: Target = Target {
     name: "dedup_messages",
     about: "control messages: written again they are the same bytes",
     run: |input| {
-        let (again, _) = fuzzing::messages(input);
+        let (again, goes_on) = fuzzing::messages(input);
         assert!(input.starts_with(&again), "written again: {again:02x?}");
+        // A length of five bytes says that gigabytes follow: nobody waits for them.
+        let rest = &input[again.len()..];
+        let gigabytes = rest
+            .first_chunk::<5>()
+            .is_some_and(|[a, b, c, d, last]| a & b & c & d & 0x80 != 0 && last & 0x80 == 0);
+        assert!(
+            !(goes_on && gigabytes),
+            "waits for what {:02x?} begins",
+            &rest[..5]
+        );
     },
     honest: || {
         let mut primed = Primed::new();
@@ -194,6 +204,16 @@ pub const MESSAGES: Target = Target {
         vec![
             ("sender", [greeting(3), answer].concat()),
             ("receiver", asks),
+            ("last_range", {
+                let mut hello = [&[2][..], &[7; 16], &leb128(1 << 20), &[1]].concat();
+                hello.extend(leb128(u64::MAX - 9));
+                hello.push(9);
+                [leb128(hello.len() as u64), hello].concat()
+            }),
+            (
+                "gigabytes",
+                [&[0xff, 0xff, 0xff, 0xff, 0x0f, 5][..], &[0; 90]].concat(),
+            ),
         ]
     },
     cases: 20_000,
@@ -211,6 +231,10 @@ pub const HEADERS: Target = Target {
             ("raw", with(&[0x04, 9, 5, 0x80, 0x20])),
             ("coded", with(&[0x09, 0x80, 0x02, 0x80, 0x01])),
             ("copy", with(&[0x0a, 0x80, 0x80, 0x10])),
+            (
+                "last_position",
+                with(&[&[0x00, 100][..], &leb128(u64::MAX - 100)].concat()),
+            ),
         ]
     },
     cases: 20_000,

@@ -255,6 +255,12 @@ pub const HANDSHAKES: Target = Target {
             }
             all.push((name, script));
         }
+        let (mut flood, mut one) = (vec![], first(STRANGER_KEY, CORE_KEY, 8));
+        for count in 0..60 {
+            one[100] = count;
+            put_piece(&mut flood, &[&[1], one.as_slice()].concat());
+        }
+        all.push(("flood", flood));
         all
     },
     cases: 3000,
@@ -299,6 +305,12 @@ fn handshakes(input: &[u8]) {
         let counted = reception.statistics();
         assert_eq!(counted.malformed + counted.forged + counted.excess, dropped);
         assert_eq!(counted.wrong_key, refused);
+        // Twenty at once and two for each peer, then ten a second: no more are decrypted.
+        let most = 24 + now.as_micros() / 100_000;
+        assert!(
+            initiators + counted.forged <= most,
+            "{initiators} are worked on"
+        );
         assert_eq!(initiators + refused + keys + dropped, count);
     }
     assert!(
@@ -318,6 +330,10 @@ pub const FRAMES: Target = Target {
         let second = fuzzing::frames(&first.again).expect("what is written can be read");
         assert_eq!(second.shown, first.shown);
         assert_eq!(second.again, first.again);
+        // These have one form; others may be written shorter than they came.
+        let kinds = ["Ping", "Reset", "Max", "Settled", "Close"];
+        let has_one_form = |shown: &String| kinds.iter().any(|kind| shown.starts_with(kind));
+        assert!(first.again == input || !first.shown.iter().all(has_one_form));
         assert!(
             first.again.len() <= input.len(),
             "{} bytes",
@@ -359,6 +375,11 @@ fn payload_seeds() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("finished", stream(0x13, &[2, 0], b"")),
         ("close", vec![8, 0]),
+        ("padded_number", vec![4, 0x85, 0]),
+        (
+            "too_many_ranges",
+            [with(2, &[9000, 1, 300, 1]), vec![1; 600]].concat(),
+        ),
     ]
 }
 

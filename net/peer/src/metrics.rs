@@ -76,6 +76,8 @@ fn metrics(shown: &Shown) -> String {
         let (tunnel, sent, received) = session.statistics();
         report::add_tunnel(&mut out, &hub.name, session.is_up(), &tunnel);
         report::add_dedup(&mut out, &hub.name, &sent, &received);
+        let (index, parts) = session.store_memory();
+        report::add_dedup_memory(&mut out, &hub.name, index, parts);
         for (effort, blocks) in [
             ("full", sent.coded_blocks.saturating_sub(sent.fast_blocks)),
             ("fast", sent.fast_blocks),
@@ -87,7 +89,7 @@ fn metrics(shown: &Shown) -> String {
                 blocks,
             );
         }
-        crate::store::add_metrics(&mut out, &hub.name, &session.store_statistics());
+        report::add_store(&mut out, &hub.name, &session.store_statistics());
         add_flows(&mut out, hub, session.bad_streams());
     }
     for (reason, count) in shown.ledger.reasons.borrow().all() {

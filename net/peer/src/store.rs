@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use outpost_config::ProgramStore;
 use outpost_net::flow::StoreParts;
-use outpost_net::report::Exposition;
-use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC, StoreStatistics};
+use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC};
 
 use crate::hub::Hub;
 
@@ -268,78 +267,5 @@ async fn sync(hub: &Hub, file: Arc<File>) {
     let flushed = tokio::task::spawn_blocking(move || file.sync_data()).await;
     if let Ok(Ok(())) = flushed {
         hub.session.borrow_mut().store_flushed(ticket);
-    }
-}
-
-/// Adds the metrics of the dictionaries' place on disk to `out`.
-pub fn add_metrics(out: &mut Exposition, peer: &str, store: &StoreStatistics) {
-    let labels = [("peer", peer)];
-    for (name, help, value) in [
-        (
-            "outpost_store_capacity_bytes",
-            "What the dictionaries of both directions hold at most; 0 if they are in memory.",
-            store.store_capacity_bytes,
-        ),
-        (
-            "outpost_store_warm_bytes",
-            "What of them was there at the start.",
-            store.store_warm_bytes,
-        ),
-        (
-            "outpost_store_memory_only",
-            "Whether they go on in memory only, for too many writes have failed.",
-            store.store_memory_only,
-        ),
-        (
-            "outpost_store_started_anew",
-            "Whether there was no store of this pair of peers at the start.",
-            store.store_started_anew,
-        ),
-    ] {
-        out.gauge(name, help, &labels, value);
-    }
-    for (name, help, value) in [
-        (
-            "outpost_store_read_bytes_total",
-            "Bytes read from disk.",
-            store.store_read_bytes,
-        ),
-        (
-            "outpost_store_written_bytes_total",
-            "Bytes written to disk.",
-            store.store_written_bytes,
-        ),
-        (
-            "outpost_store_segment_writes_total",
-            "Times that segments, or what was new in them, were written.",
-            store.store_segment_writes,
-        ),
-        (
-            "outpost_store_bad_pages_total",
-            "Pages without their checksum, treated as not there.",
-            store.store_bad_pages,
-        ),
-        (
-            "outpost_store_bad_segments_total",
-            "Segments with a damaged description, treated as not there.",
-            store.store_bad_segments,
-        ),
-        (
-            "outpost_store_read_errors_total",
-            "Reads that the disk refused.",
-            store.store_read_errors,
-        ),
-        (
-            "outpost_store_write_errors_total",
-            "Writes and flushes that the disk refused.",
-            store.store_write_errors,
-        ),
-        (
-            "outpost_store_dropped_bytes_total",
-            "Bytes dropped from memory because they could not be written.",
-            store.store_dropped_bytes,
-        ),
-    ] {
-        out.counter(name, help, &labels, value);
     }
 }

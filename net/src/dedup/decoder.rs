@@ -16,6 +16,9 @@ const MOST_READY: usize = 256 * 1024;
 /// How often one block may have the store read from its device. An honest block is spread over few places.
 const MOST_READS: u32 = 512;
 
+/// How many of the ranges that are missing or may be wrong are given up for one block. An honest block refers to few.
+const MOST_LOST: usize = 1024;
+
 /// The flow cannot go on, and must be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
@@ -269,7 +272,8 @@ impl Decoder {
             receiver.statistics.missing += 1;
         } else {
             receiver.statistics.mismatches += 1;
-            // Nobody knows which of the sources is wrong: all are given up.
+            // Nobody knows which of the sources is wrong: all are given up, within reason. If it was another, the next block
+            // that refers to it finds it again.
             self.ready.truncate(start);
             let after = before.map(|before| core::mem::replace(&mut self.tables, before));
             found = Found {
@@ -373,6 +377,14 @@ struct Found {
     suspect_all: bool,
 }
 
+impl Found {
+    fn give_up(&mut self, range: Range<u64>) {
+        if self.lost.iter().len() < MOST_LOST {
+            self.lost.insert(range);
+        }
+    }
+}
+
 /// The store as a block sees it.
 struct Stored<'a, S: Store> {
     receiver: &'a mut Receiver<S>,
@@ -387,7 +399,7 @@ impl<S: Store> codec::Source for Stored<'_, S> {
         let end = position.saturating_add(len as u64);
         self.found.copied += len as u64;
         if self.found.suspect_all {
-            self.found.lost.insert(position..end);
+            self.found.give_up(position..end);
         }
         if !(self.span.start <= position && end <= self.span.end) {
             match self
@@ -398,7 +410,7 @@ impl<S: Store> codec::Source for Stored<'_, S> {
                 Some(span) => self.span = span,
                 None => {
                     self.found.missing = true;
-                    self.found.lost.insert(position..end);
+                    self.found.give_up(position..end);
                     return None;
                 }
             }
@@ -430,4 +442,30 @@ fn is_right<S: Store>(receiver: &Receiver<S>, bytes: &[u8], digest: [u8; DIGEST_
         .digest
         .as_ref()
         .is_some_and(|key| key.digest(bytes) == digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dedup::ReceiverConfig;
+
+    /// A coded block can have some 87,000 sources; to note each once took seconds, and asked for them in a quarter of a megabyte.
+    #[test]
+    fn only_so_many_of_a_blocks_sources_are_given_up() {
+        let mut receiver = Receiver::new(ReceiverConfig { memory: 1 << 20 });
+        let mut found = Found {
+            suspect_all: true,
+            ..Found::default()
+        };
+        let mut stored = Stored {
+            receiver: &mut receiver,
+            found: &mut found,
+            span: 0..0,
+        };
+        for at in 0..87_000 {
+            codec::Source::bytes(&mut stored, at * 10, 3);
+        }
+        assert!(found.lost.iter().len() <= MOST_LOST);
+        assert!(found.lost.touches(0..3));
+    }
 }

@@ -228,10 +228,15 @@ impl<S: Store> Receiver<S> {
         self.store.write(position, bytes);
         self.present.insert(position..end);
         self.present.trim_below(self.store.tail());
+        self.bound_record();
+        self.statistics.stored_bytes += bytes.len() as u64;
+    }
+
+    /// Keeps the record of what is stored from growing with what a peer punches holes into.
+    fn bound_record(&mut self) {
         if self.present.iter().len() > MOST_PRESENT {
             self.present.keep_newest(MOST_PRESENT / 2);
         }
-        self.statistics.stored_bytes += bytes.len() as u64;
     }
 
     /// The range around `position` that is stored.
@@ -270,6 +275,7 @@ impl<S: Store> Receiver<S> {
             self.present.remove(range.clone());
             self.store.forget(range.clone());
         }
+        self.bound_record();
         lost.keep_newest(MAX_RANGES);
         self.statistics.refetches += 1;
         self.answers.insert((flow, block), None);

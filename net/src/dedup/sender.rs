@@ -68,6 +68,8 @@ struct Sent {
     stores: bool,
     /// The bytes themselves, once the log has run over them.
     aside: Option<Vec<u8>>,
+    /// The peer has asked for it and not yet been answered.
+    wanted: bool,
 }
 
 #[derive(Default)]
@@ -205,9 +207,10 @@ impl<S: Store> Sender<S> {
     fn bytes_again(&mut self, flow: FlowId, block: u32) -> Vec<u8> {
         let sent = self
             .flows
-            .get(&flow)
-            .and_then(|flow| flow.blocks.get(block.checked_sub(flow.first)? as usize));
+            .get_mut(&flow)
+            .and_then(|flow| flow.blocks.get_mut(block.checked_sub(flow.first)? as usize));
         let Some(sent) = sent else { return Vec::new() };
+        sent.wanted = false;
         if let Some(aside) = &sent.aside {
             return aside.clone();
         }
@@ -320,18 +323,16 @@ impl<S: Store> Sender<S> {
             }
             return Ok(());
         };
-        let known = block
-            .checked_sub(flow.first)
-            .is_some_and(|index| (index as usize) < flow.blocks.len());
-        if !known {
+        let index = block.checked_sub(flow.first).map(|index| index as usize);
+        let Some(sent) = index.and_then(|index| flow.blocks.get_mut(index)) else {
             return Err(ControlError::NeverSent);
-        }
+        };
         for range in lost {
             flow.own.remove(range.clone());
         }
         flow.own.keep_newest(MOST_RANGES);
         self.statistics.refetches += 1;
-        if !self.wanted.contains(&(id, block)) {
+        if !core::mem::replace(&mut sent.wanted, true) {
             self.wanted.push_back((id, block));
         }
         Ok(())
@@ -540,6 +541,7 @@ impl<S: Store> Sender<S> {
             range,
             stores,
             aside: None,
+            wanted: false,
         });
     }
 }

@@ -11,9 +11,11 @@ mod lingering;
 mod pages;
 mod policy;
 mod statistics;
+mod store;
 mod table;
 mod unanswered;
 
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
@@ -25,6 +27,7 @@ use outpost_config::{Config, DEFAULT_PORT, Role};
 use crate::hash::{Keyed, Random};
 use crate::management::{Heard, Host, PAGES_PORT, Web};
 use crate::outbox::Outbox;
+use crate::store::BlockDevice;
 use crate::switch::{Port, Ports, Switch};
 use crate::time::Instant;
 use crate::tunnel::{Endpoint, StreamId, TunnelConfig};
@@ -62,7 +65,9 @@ pub struct EngineParts {
     pub mac: [u8; 6],
     /// Secret and random: keys of hash tables, sequence numbers, the tunnel's ephemeral keys. Never the same twice.
     pub seed: [u8; 32],
-    /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes.
+    /// Memory for the dictionaries of both directions, if the configuration does not say, in bytes. With a device
+    /// ([`Engine::with_store`]) it is for the parts of them in use; the index (1/32 of what the sending direction may hold,
+    /// half of the device) comes on top.
     pub store_memory: usize,
     /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 8 KiB of it until it carries something, then
     /// 64 KiB to 544 KiB. The tunnel's buffers
@@ -93,6 +98,8 @@ pub struct Engine {
     /// Flows that go on only after the peer's control stream has said something.
     awaiting_control: Vec<table::Slot>,
     random: Random,
+    /// When the dictionaries are written to their device.
+    rhythm: store::Rhythm,
     counters: Statistics,
     /// Room for one tunnel datagram.
     datagram: Vec<u8>,
@@ -105,6 +112,17 @@ impl Engine {
     ///
     /// With no peer in the configuration it is a switch with a management address.
     pub fn new(config: &Config, parts: EngineParts, now: Instant) -> Engine {
+        Engine::with_store(config, parts, None, now)
+    }
+
+    /// As [`Engine::new`]; the dictionaries with the (first) peer are kept on `device`. A device that cannot be used is left
+    /// alone, with a line in the log, and they are in memory.
+    pub fn with_store(
+        config: &Config,
+        parts: EngineParts,
+        device: Option<Rc<dyn BlockDevice>>,
+        now: Instant,
+    ) -> Engine {
         let mut random = Random::new(parts.seed);
         let hash = Keyed::with_seed(random.number());
         let mac = Mac(parts.mac);
@@ -130,15 +148,8 @@ impl Engine {
             })
         });
         let link = ends.map(|ends| {
-            Link::new(
-                ends,
-                &mut random,
-                StoreParts {
-                    memory,
-                    device: None,
-                },
-                now,
-            )
+            let parts = StoreParts { memory, device };
+            Link::new(ends, &mut random, parts, now)
         });
         Engine {
             role: config.role,
@@ -162,6 +173,7 @@ impl Engine {
             newcomers: HashMap::with_hasher(hash.clone()),
             awaiting_control: Vec::new(),
             random,
+            rhythm: store::Rhythm::default(),
             counters: Statistics::default(),
             datagram: Vec::new(),
             keep_polling: false,
@@ -421,6 +433,7 @@ impl Engine {
             statistics.tunnel = TunnelView::new(&link.tunnel);
             statistics.sent = link.sender.statistics();
             statistics.received = link.receiver.statistics();
+            statistics.store = link.store_statistics();
         }
         statistics
     }

@@ -50,6 +50,7 @@ impl Engine {
             let tunnel = link.tunnel.statistics();
             report::add_tunnel(&mut out, peer, statistics.tunnel.up, &tunnel);
             report::add_dedup(&mut out, peer, &statistics.sent, &statistics.received);
+            report::add_store(&mut out, peer, &statistics.store);
             add_flows(&mut out, peer, &statistics);
         }
         for (reason, count) in statistics.syns.all() {

@@ -6,6 +6,7 @@ use super::flow::End;
 use super::message::Code;
 use super::policy::ReasonCounts;
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
+use crate::store::StoreStatistics;
 use crate::switch::Port;
 use crate::tunnel::{State, Tunnel};
 
@@ -32,6 +33,8 @@ pub struct Statistics {
     pub sent: SenderStatistics,
     /// Dedup of what comes from the peer.
     pub received: ReceiverStatistics,
+    /// The dictionaries' device; all zeros if they are in memory.
+    pub store: StoreStatistics,
     /// What was dropped.
     pub drops: Drops,
     /// Stations that the switch knows.

@@ -394,22 +394,39 @@ impl Link {
     }
 }
 
-/// Appends a message for `whom`, if `write` writes one.
+/// Appends what `write` writes for `whom`, in as many messages as it takes.
 fn put(out: &mut Vec<u8>, whom: u8, write: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[whom, 0, 0, 0, 0]);
-    write(out);
-    let len = out.len() - start - HEADER;
-    if len == 0 {
-        out.truncate(start);
-    } else if let Some(header) = out.get_mut(start + 1..start + HEADER) {
-        header.copy_from_slice(&(len as u32).to_le_bytes());
+    let mut bytes = Vec::new();
+    write(&mut bytes);
+    for message in bytes.chunks(MAX_MESSAGE) {
+        out.push(whom);
+        out.extend_from_slice(&(message.len() as u32).to_le_bytes());
+        out.extend_from_slice(message);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A receiver whose store has gone bad asks for much at once; its peer once took that for nonsense.
+    #[test]
+    fn what_is_too_long_for_one_control_message_goes_in_several() {
+        let long: Vec<u8> = (0..2 * MAX_MESSAGE + 7).map(|at| at as u8).collect();
+        let mut out = Vec::new();
+        put(&mut out, FOR_SENDER, |bytes| bytes.extend_from_slice(&long));
+        put(&mut out, FOR_RECEIVER, |_| {});
+        let (mut rest, mut came, mut lengths) = (&out[..], Vec::new(), Vec::new());
+        while let Some((&[whom, a, b, c, d], after)) = rest.split_first_chunk::<HEADER>() {
+            let (message, after) = after.split_at(u32::from_le_bytes([a, b, c, d]) as usize);
+            assert_eq!(whom, FOR_SENDER);
+            lengths.push(message.len());
+            came.extend_from_slice(message);
+            rest = after;
+        }
+        assert_eq!(lengths, [MAX_MESSAGE, MAX_MESSAGE, 7]);
+        assert!(came == long);
+    }
 
     #[test]
     fn a_control_stream_that_takes_nothing_does_not_ask_for_turns() {

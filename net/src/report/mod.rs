@@ -6,7 +6,7 @@ mod shared;
 
 pub use exposition::Exposition;
 pub use flows::{BridgedReport, FlowReport, FlowsPage, MOST_FLOWS};
-pub use shared::{add_dedup, add_tunnel};
+pub use shared::{add_dedup, add_dedup_memory, add_store, add_tunnel};
 
 /// Media type of [`Exposition::into_text`] (Prometheus text format 0.0.4).
 pub const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -2,6 +2,7 @@
 
 use super::Exposition;
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
+use crate::store::StoreStatistics;
 use crate::tunnel::TunnelStatistics;
 
 /// Adds the metrics of the tunnel to `peer`.
@@ -151,4 +152,95 @@ pub fn add_dedup(
         "Blocks refused for good.",
         received.rejected,
     );
+}
+
+/// Adds the memory that the dictionaries shared with `peer` take: the anchor index over what is sent, and the parts of both
+/// that may be in memory, in bytes.
+pub fn add_dedup_memory(out: &mut Exposition, peer: &str, index: usize, parts: usize) {
+    let labels = [("peer", peer)];
+    out.gauge(
+        "outpost_dedup_index_bytes",
+        "Memory of the index over the dictionary of what is sent.",
+        &labels,
+        index as u64,
+    );
+    out.gauge(
+        "outpost_dedup_memory_bytes",
+        "Memory for the parts of both dictionaries in use; all of them, if they are in memory only.",
+        &labels,
+        parts as u64,
+    );
+}
+
+/// Adds the metrics of the dictionaries' place on a device.
+pub fn add_store(out: &mut Exposition, peer: &str, store: &StoreStatistics) {
+    let labels = [("peer", peer)];
+    for (name, help, value) in [
+        (
+            "outpost_store_capacity_bytes",
+            "What the dictionaries of both directions hold at most; 0 if they are in memory.",
+            store.store_capacity_bytes,
+        ),
+        (
+            "outpost_store_warm_bytes",
+            "What of them was there at the start.",
+            store.store_warm_bytes,
+        ),
+        (
+            "outpost_store_memory_only",
+            "Whether they go on in memory only, for too many writes have failed.",
+            store.store_memory_only,
+        ),
+        (
+            "outpost_store_started_anew",
+            "Whether there was no store of this pair of peers at the start.",
+            store.store_started_anew,
+        ),
+    ] {
+        out.gauge(name, help, &labels, value);
+    }
+    for (name, help, value) in [
+        (
+            "outpost_store_read_bytes_total",
+            "Bytes read from disk.",
+            store.store_read_bytes,
+        ),
+        (
+            "outpost_store_written_bytes_total",
+            "Bytes written to disk.",
+            store.store_written_bytes,
+        ),
+        (
+            "outpost_store_segment_writes_total",
+            "Times that segments, or what was new in them, were written.",
+            store.store_segment_writes,
+        ),
+        (
+            "outpost_store_bad_pages_total",
+            "Pages without their checksum, treated as not there.",
+            store.store_bad_pages,
+        ),
+        (
+            "outpost_store_bad_segments_total",
+            "Segments with a damaged description, treated as not there.",
+            store.store_bad_segments,
+        ),
+        (
+            "outpost_store_read_errors_total",
+            "Reads that the disk refused.",
+            store.store_read_errors,
+        ),
+        (
+            "outpost_store_write_errors_total",
+            "Writes and flushes that the disk refused.",
+            store.store_write_errors,
+        ),
+        (
+            "outpost_store_dropped_bytes_total",
+            "Bytes dropped from memory because they could not be written.",
+            store.store_dropped_bytes,
+        ),
+    ] {
+        out.counter(name, help, &labels, value);
+    }
 }

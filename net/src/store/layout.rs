@@ -28,6 +28,9 @@ pub const HEADER: usize = 72 + PAGES * 4;
 /// Ranges and anchors that a description has room for.
 pub const MOST_ENTRIES: usize = (DESCRIPTION - HEADER) / 8;
 
+/// Far more descriptions than a device lives to see: what claims more is not believed.
+const MOST_GENERATIONS: u64 = u64::MAX / 2;
+
 /// The format described here.
 pub const VERSION: u32 = 1;
 /// What a superblock begins with.
@@ -266,8 +269,10 @@ impl Header {
             *page = fields.u32();
         }
         let entries = ranges as usize + anchors as usize;
-        // A position is 64 bits, and the end of the segment is one, too.
-        let fits = entries <= MOST_ENTRIES && segment < u64::MAX >> SEGMENT_BITS;
+        // A position is 64 bits, and the end of the segment is one, too; generations go on from the newest.
+        let fits = entries <= MOST_ENTRIES
+            && segment < u64::MAX >> SEGMENT_BITS
+            && generation <= MOST_GENERATIONS;
         fits.then_some(Header {
             generation,
             segment,

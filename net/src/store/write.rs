@@ -11,6 +11,9 @@ use super::log::{Direction, DiskLog, Segment};
 use super::{BLOCK, DeviceError, Ticket};
 use crate::dedup::ranges::RangeSet;
 
+/// Ranges in a segment from which on it is given up: no honest peer makes so many, and a description must hold them.
+const MOST_SEGMENT_RANGES: usize = MOST_ENTRIES / 2;
+
 /// After so many failed writes one after the other nothing more is written.
 const MOST_FAILURES: u32 = 8;
 
@@ -87,7 +90,17 @@ impl DiskLog {
         for page in pages {
             frame.dirty |= 1 << page;
         }
+        self.bound_ranges(number);
         true
+    }
+
+    /// A segment in crumbs costs more than it is worth: it is given up.
+    fn bound_ranges(&mut self, number: u64) {
+        let segment = self.segments.get(&number);
+        if segment.is_some_and(|it| it.ranges.iter().len() > MOST_SEGMENT_RANGES) {
+            self.statistics.store_dropped_bytes += segment.map_or(0, |it| it.ranges.total());
+            self.erase(number);
+        }
     }
 
     /// Before the older of two descriptions is written over, every page is looked at: a power cut may have kept the newer one
@@ -384,6 +397,7 @@ impl DiskLog {
                 self.lose_part(number, page, part);
             }
             self.changed.insert(number);
+            self.bound_ranges(number);
         }
     }
 

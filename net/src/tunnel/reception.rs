@@ -191,3 +191,6 @@ impl Reception {
         Sorted::Refused { wrong, answer }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ mod hostile;
 mod line;
 mod nonsense;
 mod pages;
+mod store;
 mod transfers;
 mod world;
 

@@ -3,9 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::Ipv4Addr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use outpost_config::Config;
+use outpost_net::store::BlockDevice;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port, Statistics};
 
@@ -74,6 +76,8 @@ pub struct World {
     pub capture: Option<Vec<Vec<u8>>>,
     pub store: &'static str,
     pub flow_memory: usize,
+    /// The boxes' disks, if they have any: they outlive a power cut.
+    pub disks: [Option<Rc<dyn BlockDevice>>; 2],
     /// Adds damaged copies of frames that arrive at the boxes, from a seed of their own.
     pub forge: Option<(Forge, u64)>,
 }
@@ -123,6 +127,7 @@ impl World {
             capture: None,
             store: "16M",
             flow_memory: 64 << 20,
+            disks: [None, None],
             forge: None,
         };
         world.power_on(Site::Branch);
@@ -168,7 +173,7 @@ impl World {
         Config::parse(&text).unwrap()
     }
 
-    /// Switches a box on, with nothing in its memory.
+    /// Switches a box on, with nothing in its memory but what is on its disk.
     pub fn power_on(&mut self, site: Site) {
         let parts = EngineParts {
             mac: [2, 0, 0, 0, 0, 1 + site as u8],
@@ -176,7 +181,9 @@ impl World {
             store_memory: 16 << 20,
             flow_memory: self.flow_memory,
         };
-        let engine = Engine::new(&self.config(site), parts, Instant::from_micros(self.now));
+        let disk = self.disks[index(site)].clone();
+        let now = Instant::from_micros(self.now);
+        let engine = Engine::with_store(&self.config(site), parts, disk, now);
         self.boxes[index(site)] = Some(engine);
     }
 
@@ -304,9 +311,13 @@ impl World {
             }
             if let Some(mut engine) = self.boxes[index(site)].take() {
                 let mut out = vec![];
-                engine.poll(Instant::from_micros(self.now), &mut |port, frame| {
+                let now = Instant::from_micros(self.now);
+                engine.poll(now, &mut |port, frame| {
                     out.push((port, frame.to_vec()));
                 });
+                if let Some(ticket) = engine.keep_store(now) {
+                    engine.store_flushed(ticket);
+                }
                 self.boxes[index(site)] = Some(engine);
                 for (port, frame) in out {
                     self.leave_box(site, port, frame);

@@ -34,6 +34,8 @@ pub enum Limit {
     AtMost(f64),
     /// At least so much.
     AtLeast(f64),
+    /// Exactly so much.
+    Equal(f64),
 }
 
 impl Limit {
@@ -41,6 +43,7 @@ impl Limit {
         match self {
             Limit::AtMost(limit) => figure <= limit,
             Limit::AtLeast(limit) => figure >= limit,
+            Limit::Equal(limit) => figure == limit,
         }
     }
 }
@@ -50,6 +53,7 @@ impl fmt::Display for Limit {
         match self {
             Limit::AtMost(limit) => write!(f, "≤ {limit}"),
             Limit::AtLeast(limit) => write!(f, "≥ {limit}"),
+            Limit::Equal(limit) => write!(f, "= {limit}"),
         }
     }
 }
@@ -77,6 +81,13 @@ impl Row {
         self
     }
 
+    /// The ratio to the peer's figure must keep to `limit`; without a peer's figure it does not.
+    pub fn limited_by_ratio(mut self, limit: Limit) -> Row {
+        self.holds = self.ratio.is_some_and(|ratio| limit.holds(ratio));
+        self.limit = Some(format!("{limit} ×"));
+        self
+    }
+
     /// The figure itself must keep to `limit`.
     pub fn limited(mut self, limit: Limit) -> Row {
         self.holds = limit.holds(self.value);
@@ -101,6 +112,9 @@ impl fmt::Display for Row {
         )?;
         if let (Some(peer), Some(value)) = (&self.peer, self.peer_value) {
             write!(f, " {peer}: {}", figure(value))?;
+        }
+        if let Some(ratio) = self.ratio {
+            write!(f, ", {} ×", figure(ratio))?;
         }
         if let Some(limit) = &self.limit {
             write!(f, " ({limit})")?;
@@ -168,8 +182,13 @@ mod tests {
         let row = Row::new("x", "%", 5.0);
         assert!(row.clone().limited(Limit::AtMost(5.0)).holds);
         assert!(!row.clone().limited(Limit::AtLeast(5.1)).holds);
-        let beside = row.beside("y", 10.0);
+        assert!(row.clone().limited(Limit::Equal(5.0)).holds);
+        assert!(!row.clone().limited(Limit::Equal(5.1)).holds);
+        let beside = row.clone().beside("y", 10.0);
+        assert!(!row.limited_by_ratio(Limit::AtMost(1.0)).holds);
         assert_eq!(beside.ratio, Some(0.5));
+        assert!(beside.clone().limited_by_ratio(Limit::AtMost(0.5)).holds);
+        assert!(!beside.limited_by_ratio(Limit::AtMost(0.4)).holds);
     }
 
     #[test]

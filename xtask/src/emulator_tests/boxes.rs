@@ -1,6 +1,6 @@
 //! A box under test: what it is made of, what is expected of it, and what must never be seen.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
 use super::Trial;
 use super::frames;
@@ -46,6 +47,14 @@ pub struct Setup {
     pub cut: Option<u64>,
     /// CPU features in QEMU's notation.
     pub cpu_features: Vec<String>,
+    /// The disk cannot be written.
+    pub read_only: bool,
+    /// [`TestBox::hang_disk`] can be used.
+    pub disk_can_hang: bool,
+    /// Requests that the disk answers in a second.
+    pub disk_requests: Option<u32>,
+    /// Where the WAN card's wire leads; none: to the test.
+    pub wan: Option<qemu::Wire>,
     /// How many network cards.
     pub nics: usize,
     /// Tells this box's MAC addresses from another box's on the same network.
@@ -64,6 +73,10 @@ impl Setup {
             slot: None,
             cut: None,
             cpu_features: Vec::new(),
+            read_only: false,
+            disk_can_hang: false,
+            disk_requests: None,
+            wan: None,
             nics: 2,
             number: 0,
             problems: Vec::new(),
@@ -105,6 +118,9 @@ impl Setup {
             Disk {
                 path: disk.clone(),
                 snapshot: false,
+                read_only: self.read_only,
+                can_hang: self.disk_can_hang,
+                requests_per_second: self.disk_requests,
             },
         );
         machine.cpu_features = self.cpu_features.clone();
@@ -119,6 +135,11 @@ impl Setup {
                 wire: wire.qemu_side(folder, name),
             })
             .collect();
+        if let (Some(wire), Some(card)) = (&self.wan, machine.nics.get_mut(1)) {
+            card.wire = wire.clone();
+        }
+        let monitor = folder.join("monitor");
+        machine.monitor = self.disk_can_hang.then(|| monitor.clone());
         let ports = [folder.join("com1"), folder.join("com2")];
         machine.com1 = Serial::Socket {
             path: ports[0].clone(),
@@ -143,6 +164,7 @@ impl Setup {
             lan,
             wan,
             qemu,
+            monitor,
             deadline: trial.deadline,
             _sockets: sockets,
         })
@@ -184,6 +206,7 @@ pub struct TestBox {
     /// The WAN's wire.
     pub wan: Arc<WireEnd>,
     qemu: Process,
+    monitor: PathBuf,
     deadline: Instant,
     _sockets: Scratch,
 }
@@ -346,13 +369,21 @@ impl TestBox {
     }
 
     fn pause(&mut self, what: &str) -> Result<()> {
+        self.alive(what)?;
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    /// Fails as [`TestBox::wait_for`] does, and does not wait.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn alive(&mut self, what: &str) -> Result<()> {
         let said = self.watch.lock();
         self.check(&said)?;
         self.check_alive(what, &said)?;
         drop(said);
-        process::check_interrupted()?;
-        std::thread::sleep(Duration::from_millis(5));
-        Ok(())
+        process::check_interrupted()
     }
 
     /// The LAN's station asks for an address and pings it.
@@ -391,7 +422,11 @@ impl TestBox {
         Ok(())
     }
 
-    fn crosses(&mut self, lan_to_wan: bool, length: usize) -> Result<()> {
+    /// A frame of `length` bytes crosses the box, and comes out as it went in.
+    ///
+    /// # Errors
+    /// As [`TestBox::forwards`].
+    pub fn crosses(&mut self, lan_to_wan: bool, length: usize) -> Result<()> {
         let (lan, wan) = (self.lan.clone(), self.wan.clone());
         let (inside, outside, tag) = if lan_to_wan {
             (lan, wan, "from LAN to WAN")
@@ -444,6 +479,51 @@ impl TestBox {
             }
             self.pause(what)?;
         }
+    }
+
+    /// From now on the disk answers no write.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn hang_disk(&mut self) -> Result<()> {
+        let monitor = UnixStream::connect(&self.monitor).context("QEMU's monitor")?;
+        monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut answers = BufReader::new(monitor.try_clone()?).lines();
+        let mut ask = |command: serde_json::Value| -> Result<()> {
+            writeln!(&monitor, "{command}").context("QEMU's monitor")?;
+            for line in answers.by_ref() {
+                let answer: serde_json::Value = serde_json::from_str(&line?)?;
+                // A human's command has its complaints in what it prints.
+                match answer.get("return") {
+                    Some(printed) if printed.as_str().unwrap_or_default().is_empty() => {
+                        return Ok(());
+                    }
+                    None if answer.get("error").is_none() => {}
+                    _ => bail!("QEMU says to {command}: {answer}"),
+                }
+            }
+            bail!("QEMU's monitor is gone")
+        };
+        ask(json!({"execute": "qmp_capabilities"}))?;
+        // qemu-io(1): the next request of this kind stops at a break point that has a name.
+        let hang = "qemu-io disk0 \"break write_aio writes\"";
+        ask(json!({"execute": "human-monitor-command", "arguments": {"command-line": hang}}))
+    }
+
+    /// Resets the box from its console, and gives the disk. (The emulator ends at a reset.)
+    ///
+    /// # Errors
+    /// When it says something that must not be, or does not reset.
+    pub fn reset(mut self) -> Result<PathBuf> {
+        self.type_keys(b"reset\r")?;
+        while self.qemu.try_wait()?.is_none() {
+            self.check(&self.watch.lock())?;
+            process::check_interrupted()?;
+            ensure!(Instant::now() < self.deadline, "the box does not reset");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.check(&self.watch.lock())?;
+        Ok(self.disk.clone())
     }
 
     /// Pulls the plug and gives the disk.

@@ -1,6 +1,6 @@
 //! Frames that tests send and look for.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 use etherparse::{
@@ -12,6 +12,8 @@ use etherparse::{
 pub const LAN_STATION: [u8; 6] = [0x52, 0x54, 0, 0, 1, 0x10];
 /// The MAC address of the station on the WAN side.
 pub const WAN_STATION: [u8; 6] = [0x52, 0x54, 0, 0, 2, 0x10];
+/// The MAC address of a host on the line between two boxes.
+pub const LINE_STATION: [u8; 6] = [0x52, 0x54, 0, 0, 3, 0x10];
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// "Local experimental EtherType 1" (IEEE 802-2014, 9.2.4).
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
@@ -79,6 +81,33 @@ pub fn ping(own: Ipv4Addr, to: Ipv4Addr, mac: [u8; 6], sequence: u16) -> Result<
 }
 
 const PING: &[u8] = b"is anybody there?";
+
+/// A SYN from the host on the line.
+///
+/// # Errors
+/// Never, so far as is known.
+pub fn syn_from_line(own: SocketAddrV4, to: SocketAddrV4, mac: [u8; 6]) -> Result<Vec<u8>> {
+    let builder = PacketBuilder::ethernet2(LINE_STATION, mac)
+        .ipv4(own.ip().octets(), to.ip().octets(), 64)
+        .tcp(own.port(), to.port(), 1, 65_000)
+        .syn();
+    let mut frame = Vec::with_capacity(60);
+    builder.write(&mut frame, &[]).context("a SYN")?;
+    frame.resize(60, 0);
+    Ok(frame)
+}
+
+/// True if the frame carries TCP from `from`.
+pub fn is_tcp_from(frame: &[u8], from: SocketAddrV4) -> bool {
+    let Ok(packet) = SlicedPacket::from_ethernet(frame) else {
+        return false;
+    };
+    matches!(
+        (&packet.net, &packet.transport),
+        (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Tcp(tcp)))
+            if ip.header().source_addr() == *from.ip() && tcp.source_port() == from.port()
+    )
+}
 
 /// True if the frame answers [`ping`] from `from`.
 pub fn is_pong(frame: &[u8], from: Ipv4Addr, sequence: u16) -> bool {
@@ -195,6 +224,15 @@ mod tests {
         assert!(!is_pong(&pong, BOX, 8));
         pong.resize(80, 0);
         assert!(is_pong(&pong, BOX, 9), "padding does not matter");
+    }
+
+    #[test]
+    fn tcp_is_told_by_where_it_comes_from() {
+        let (own, page) = (SocketAddrV4::new(OWN, 1025), SocketAddrV4::new(BOX, 9090));
+        let syn = syn_from_line(own, page, [2; 6]).unwrap();
+        assert!(is_tcp_from(&syn, own));
+        assert!(!is_tcp_from(&syn, page));
+        assert!(!is_tcp_from(&ping(OWN, BOX, [2; 6], 1).unwrap(), own));
     }
 
     #[test]

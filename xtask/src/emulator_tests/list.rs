@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, pair};
+use super::{Test, Trial, frames, pages, pair, program, store};
+use crate::bench::engine as bench;
 use crate::image;
 
 /// A boot and a little more.
@@ -29,10 +31,52 @@ pub const ALL: &[Test] = &[
         run: pair::tunnel,
     },
     Test {
+        name: "store",
+        about: "what two boxes have carried costs next to nothing again after both were restarted",
+        deadline: LONG,
+        run: store::survives,
+    },
+    Test {
+        name: "no-disk",
+        about: "without room on the disk, or a disk to write, the dictionary is in memory",
+        deadline: SHORT,
+        run: store::no_disk,
+    },
+    Test {
+        name: "disk-hangs",
+        about: "a disk that stops to answer costs the dictionary its place, and no flow",
+        deadline: SHORT,
+        run: store::disk_hangs,
+    },
+    Test {
+        name: "disk-slow",
+        about: "while a slow disk's store is opened, the box is a cable",
+        deadline: SHORT,
+        run: store::disk_slow,
+    },
+    Test {
+        name: "pages",
+        about: "/metrics and /flows are for the LAN, and for nobody on the line",
+        deadline: SHORT,
+        run: pages::pages,
+    },
+    Test {
+        name: "program",
+        about: "a branch works with outpost-peer at head office",
+        deadline: SHORT,
+        run: program::program,
+    },
+    Test {
         name: "wrong-key",
         about: "a peer with the wrong key is refused by both, with a reason",
         deadline: SHORT,
         run: pair::wrong_key,
+    },
+    Test {
+        name: "engine",
+        about: "the dedup engine, built for the firmware, sends the same bytes as on the host",
+        deadline: SHORT,
+        run: engine,
     },
     Test {
         name: "forwarding",
@@ -149,6 +193,31 @@ pub const ALL: &[Test] = &[
         run: probe_silent,
     },
 ];
+
+/// What the benchmark measures at length (`cargo xtask bench engine`), with a small pair.
+fn engine(trial: &mut Trial<'_>) -> Result<()> {
+    let (old, new) = bench::generated(1, 256 * 1024);
+    let here = bench::Machine::build()?.measure(&old, &new, &trial.folder)?;
+    let host = bench::on_host(&old, &new)?;
+    let bytes = |all: &[Figures]| -> Vec<_> {
+        all.iter()
+            .map(|it| (it.case, it.bytes, it.line, it.back))
+            .collect()
+    };
+    ensure!(
+        bytes(&here.cases) == bytes(&host),
+        "the engine in the emulator and on the host differ: {:?} and {host:?}",
+        here.cases
+    );
+    ensure!(
+        here.cases
+            .iter()
+            .all(|it| it.encoding > 0 && it.decoding > 0),
+        "no instructions were counted: {:?}",
+        here.cases
+    );
+    Ok(())
+}
 
 fn forwarding(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = Setup::new(CONFIG).start(trial)?;

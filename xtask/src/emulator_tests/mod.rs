@@ -4,7 +4,11 @@
 mod boxes;
 mod frames;
 mod list;
+mod pages;
 mod pair;
+mod program;
+mod station;
+mod store;
 mod watch;
 mod wire;
 

@@ -1,9 +1,14 @@
 //! The other end of a box's network port: one Ethernet frame a datagram.
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+/// How often it is tried to send a frame.
+const PATIENCE: u32 = 100;
 
 /// The end that a test holds.
 pub struct WireEnd {
@@ -35,9 +40,16 @@ impl WireEnd {
         }
     }
 
-    /// Sends a frame. One that the box cannot take now is lost, as on a wire.
+    /// Sends a frame. QEMU's socket holds few: a frame waits for room a little, then it is lost, as on a wire.
     pub fn send(&self, frame: &[u8]) {
-        let _ = self.socket.send_to(frame, &self.box_side);
+        for _ in 0..PATIENCE {
+            match self.socket.send_to(frame, &self.box_side) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+                _ => return,
+            }
+        }
     }
 
     /// The next frame that has come.

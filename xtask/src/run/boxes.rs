@@ -99,6 +99,9 @@ impl Machine {
             Disk {
                 path: disk.to_owned(),
                 snapshot: false,
+                read_only: false,
+                can_hang: false,
+                requests_per_second: None,
             },
         );
         let number = match site {

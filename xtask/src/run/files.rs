@@ -6,10 +6,8 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,25 +15,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::line::Dice;
-use crate::process;
-
-/// A release of a crate. Its archive is a compressed tar.
-struct Release {
-    /// What it is called in the scratch manifest, since one manifest names a crate once.
-    alias: &'static str,
-    version: &'static str,
-    sha256: &'static str,
-}
+use crate::releases::{self, Release};
 
 /// SQLite's and SQLCipher's source in C: 20 MB.
 const CRATE: &str = "libsqlite3-sys";
 const OLD: Release = Release {
-    alias: "old",
+    name: CRATE,
     version: "0.30.1",
     sha256: "2e99fb7a497b1e3339bc746195567ed8d3e24945ecd636e3619d20b9de9e9149",
 };
 const NEW: Release = Release {
-    alias: "new",
+    name: CRATE,
     version: "0.31.0",
     sha256: "ad8935b44e7c13394a179a438e0cebba0fe08fe01b54f152e29a93b5cf993fd4",
 };
@@ -85,7 +75,7 @@ impl Files {
 /// # Errors
 /// When they cannot be fetched, or are not what their digests say.
 pub fn published(directory: &Path) -> Result<Files> {
-    let [old, new] = fetch_releases(directory)?;
+    let [old, new] = releases::fetch(directory, [OLD, NEW])?;
     let unpack = |release: &Release, archive: &Path| -> Result<Served> {
         let name = format!("{CRATE}-{}.tar", release.version);
         let path = directory.join(&name);
@@ -144,70 +134,6 @@ fn noise(directory: &Path) -> Result<Served> {
     let path = directory.join("noise.bin");
     copy_through(&mut bytes.as_slice(), &path)?;
     served("noise.bin".into(), "noise".into(), path)
-}
-
-/// The archives of both releases, from cargo's own store, fetched into it where they are not there yet.
-fn fetch_releases(directory: &Path) -> Result<[PathBuf; 2]> {
-    let both = || [&OLD, &NEW].map(in_cargo_store);
-    if let [Some(old), Some(new)] = both() {
-        return Ok([old, new]);
-    }
-    let project = directory.join("releases");
-    std::fs::create_dir_all(project.join("src"))?;
-    std::fs::write(project.join("src/lib.rs"), "")?;
-    let dependencies: String = [&OLD, &NEW]
-        .iter()
-        .map(|release| {
-            let Release { alias, version, .. } = release;
-            format!("{alias} = {{ package = \"{CRATE}\", version = \"={version}\", default-features = false }}\n")
-        })
-        .collect();
-    let manifest = format!(
-        "[package]\nname = \"releases\"\nedition = \"2024\"\n[workspace]\n[dependencies]\n{dependencies}"
-    );
-    std::fs::write(project.join("Cargo.toml"), manifest)?;
-    let spinner = ProgressBar::new_spinner().with_message(format!(
-        "fetching {CRATE} {} and {}",
-        OLD.version, NEW.version
-    ));
-    spinner.enable_steady_tick(Duration::from_millis(200));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = process::command(cargo)?;
-    command
-        .args(["fetch", "--quiet"])
-        .current_dir(&project)
-        .stdin(Stdio::null());
-    process::output(command, "cargo fetch")?;
-    spinner.finish_and_clear();
-    match both() {
-        [Some(old), Some(new)] => Ok([old, new]),
-        _ => bail!(
-            "cargo fetched {CRATE} {} and {}, but no archives with the expected SHA-256 are in {}",
-            OLD.version,
-            NEW.version,
-            cargo_home().join("registry/cache").display()
-        ),
-    }
-}
-
-fn cargo_home() -> PathBuf {
-    match std::env::var_os("CARGO_HOME") {
-        Some(home) => home.into(),
-        None => std::env::home_dir().unwrap_or_default().join(".cargo"),
-    }
-}
-
-/// The archive of a release in cargo's store, if it is the right one.
-fn in_cargo_store(release: &Release) -> Option<PathBuf> {
-    let name = format!("{CRATE}-{}.crate", release.version);
-    std::fs::read_dir(cargo_home().join("registry/cache"))
-        .ok()?
-        .flatten()
-        .map(|registry| registry.path().join(&name))
-        .find(|path| {
-            std::fs::read(path)
-                .is_ok_and(|bytes| hex::encode(Sha256::digest(bytes)) == release.sha256)
-        })
 }
 
 /// Writes all of `source` to a new file at `path`, so that a half-written file is never taken for a whole one.

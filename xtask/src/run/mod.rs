@@ -33,6 +33,7 @@ use crate::setup::{self, Group};
 use crate::{image, paths};
 use files::Files;
 use lab::Lab;
+pub use line::Dice;
 use line::{LineConfig, Site};
 use live::Live;
 use report::ImageReport;

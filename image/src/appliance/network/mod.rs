@@ -7,6 +7,8 @@ mod ports;
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::rc::Rc;
+use core::cell::RefCell;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
@@ -17,8 +19,9 @@ use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
 
 use super::budget::Shares;
+use super::dictionary::{self, Dictionary};
 use super::guest;
-use crate::machine::{clock, cpu, entropy, entry};
+use crate::machine::{clock, cpu, entropy, entry, power};
 use crate::output::{self, console, telemetry};
 
 pub use ports::{NicPorts, find_ports};
@@ -44,22 +47,36 @@ enum Forwarder {
 }
 
 impl Forwarder {
-    fn new(config: Option<&Config>, mac: [u8; 6], shares: &Shares, now: Instant) -> Self {
+    fn new(
+        config: Option<&Config>,
+        mac: [u8; 6],
+        shares: &Shares,
+        dictionary: Option<&Dictionary>,
+        now: Instant,
+    ) -> Self {
         let Some(config) = config else {
             return Forwarder::Cable(Cable::new());
         };
         let mut config = config.clone();
         // What there is, which may be less than what was asked for.
-        config.store.memory = Some(ByteSize::from_mib(shares.dictionary >> 20));
+        let device = dictionary.and_then(Dictionary::device);
+        let memory = match (dictionary, &device) {
+            (Some(dictionary), Some(_)) => dictionary.parts(),
+            _ => shares.dictionary,
+        };
+        config.store.memory = Some(ByteSize::from_mib(memory >> 20));
         let mut seed = [0; 32];
         entropy::fill(&mut seed);
         let parts = EngineParts {
             mac,
             seed,
-            store_memory: usize::try_from(shares.dictionary).unwrap_or(usize::MAX),
+            store_memory: usize::try_from(memory).unwrap_or(usize::MAX),
             flow_memory: usize::try_from(shares.flows).unwrap_or(usize::MAX),
         };
-        Forwarder::Engine(Box::new(Engine::new(&config, parts, now)))
+        let since_ns = clock::now_ns();
+        let engine = Box::new(Engine::with_store(&config, parts, device, now));
+        dictionary::announce(&engine, since_ns);
+        Forwarder::Engine(engine)
     }
 
     fn receive(&mut self, now: Instant, port: Port, frame: &[u8]) {
@@ -95,6 +112,18 @@ impl Forwarder {
     }
 }
 
+/// Joins the ports like a cable.
+fn bridge(ports: &mut NicPorts, cable: &mut Cable) {
+    let mut taken = 0;
+    for (port, nic) in ports.iter_mut() {
+        taken += nic.receive(BATCH, |frame| cable.receive(port, frame));
+    }
+    if taken > 0 {
+        cable.poll(&mut |port, frame| ports.send(port, frame));
+        ports.flush();
+    }
+}
+
 fn now() -> Instant {
     Instant::from_micros(clock::now_ns() / 1000)
 }
@@ -103,6 +132,8 @@ fn now() -> Instant {
 pub struct Service {
     ports: NicPorts,
     forwarder: Forwarder,
+    /// Where the dictionary lies, if it is on the disk.
+    dictionary: Option<Dictionary>,
     guest: guest::Wire,
     console: console::Service,
     next_status_ns: u64,
@@ -115,12 +146,30 @@ pub struct Service {
 
 impl Service {
     /// Starts forwarding.
-    pub fn start(config: Option<&Config>, ports: NicPorts, shares: &Shares) -> Box<Self> {
+    pub fn start(
+        config: Option<&Config>,
+        ports: NicPorts,
+        dictionary: Option<Dictionary>,
+        shares: &Shares,
+    ) -> Box<Self> {
         let mac = ports.station_mac();
-        let forwarder = Forwarder::new(config, mac, shares, now());
+        // Until a large store has been opened the box is a cable.
+        let ports = Rc::new(RefCell::new(ports));
+        if let Some(dictionary) = &dictionary {
+            let (ports, mut cable) = (ports.clone(), Cable::new());
+            dictionary.set_meanwhile(Some(Box::new(move || {
+                bridge(&mut ports.borrow_mut(), &mut cable);
+            })));
+        }
+        let forwarder = Forwarder::new(config, mac, shares, dictionary.as_ref(), now());
+        if let Some(dictionary) = &dictionary {
+            dictionary.set_meanwhile(None);
+        }
+        let ports = ports.take();
         let mut service = Box::new(Service {
             ports,
             forwarder,
+            dictionary,
             guest: guest::Wire::take(),
             console: console::Service::start(),
             next_status_ns: 0,
@@ -193,8 +242,16 @@ impl Service {
         }
         if now_ns >= self.next_console_ns {
             let outcome = self.console.poll();
+            if let (Forwarder::Engine(engine), Some(dictionary)) =
+                (&mut self.forwarder, &mut self.dictionary)
+            {
+                dictionary.tend(engine, now());
+            }
             if outcome.wants_status {
                 self.show_status();
+            }
+            if outcome.wants_reset {
+                self.reset();
             }
             if let Some(says) = outcome.guest_says {
                 guest::note(says);
@@ -233,7 +290,42 @@ impl Service {
             &[],
             exits,
         );
+        if let Some(dictionary) = &self.dictionary {
+            let disk = dictionary.counters();
+            for (name, help, value) in [
+                (
+                    "outpost_disk_requests_total",
+                    "Requests to the disk, flushes included.",
+                    disk.requests,
+                ),
+                (
+                    "outpost_disk_failed_requests_total",
+                    "Those that the disk refused.",
+                    disk.failed,
+                ),
+                (
+                    "outpost_disk_late_requests_total",
+                    "Those that the disk did not answer in time.",
+                    disk.late,
+                ),
+                (
+                    "outpost_disk_wait_milliseconds_total",
+                    "How long the network's CPU waited for the disk.",
+                    disk.waited_ns / 1_000_000,
+                ),
+            ] {
+                out.counter(name, help, &[], value);
+            }
+        }
         engine.append_metrics(out.into_text());
+    }
+
+    /// Resets the box, with the dictionary closed.
+    fn reset(&mut self) -> ! {
+        if let Forwarder::Engine(engine) = &mut self.forwarder {
+            engine.close_store();
+        }
+        power::reset()
     }
 
     fn statistics(&self) -> Value {

@@ -9,11 +9,12 @@ use outpost_net::Port;
 use serde_json::{Value, json};
 
 use crate::device::nic::{self, Nic};
-use crate::device::pci::Pci;
+use crate::device::pci::{Function, Pci};
 use crate::firmware::Findings;
 use crate::output;
 
 /// The ports of the box.
+#[derive(Default)]
 pub struct NicPorts {
     lan: Option<Nic>,
     wan: Option<Nic>,
@@ -22,11 +23,9 @@ pub struct NicPorts {
 }
 
 /// Finds the network ports and decides which is which.
-pub fn find_ports(findings: &Findings) -> NicPorts {
-    let pci = Pci::new(findings.tables.ecam);
-    let functions = pci.functions();
+pub fn find_ports(findings: &Findings, pci: &Pci, functions: &[Function]) -> NicPorts {
     let mut nics = Vec::new();
-    for found in nic::find_all(&pci, &functions) {
+    for found in nic::find_all(pci, functions) {
         match found {
             Ok(nic) => nics.push(nic),
             Err(why) => output::problem(&why),

@@ -165,7 +165,8 @@ impl Primed {
     pub fn new() -> Primed {
         let mut random = Random::new(11);
         let text = random.text(16_000);
-        let edited = random.edited(text.clone(), 7);
+        // What is new comes first, so that the first block is sent as it is.
+        let edited = [random.noise(PIECES[0]), random.edited(text.clone(), 7)].concat();
         let (mut sender, mut receiver) = ends();
         transfer(&mut sender, &mut receiver, &text, 16_000, Flush::Yes);
         Primed {
@@ -344,5 +345,21 @@ impl Blocks {
     /// Nothing is left over.
     pub fn end(&self) {
         assert!(self.open.is_empty(), "a part of a block came out");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_honest_answer_mends_a_damaged_flow() {
+        let mut primed = Primed::new();
+        let (flow, answer) = primed.damaged_flow();
+        primed.receiver.on_control(&answer).unwrap();
+        let text = primed.edited.clone();
+        primed.finish(flow, &text);
+        assert_eq!(primed.receiver.statistics().rejected, 0);
+        assert_eq!(primed.receiver.statistics().mismatches, 1);
     }
 }

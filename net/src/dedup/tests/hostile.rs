@@ -402,3 +402,34 @@ fn decoders_of_an_earlier_session_are_void() {
     );
     assert_eq!(world.flows[0].encoder.writable(&world.sender), 0);
 }
+
+/// Who asks for the same blocks again and again is answered once for each time that an answer was taken.
+#[test]
+fn asking_twice_before_an_answer_is_asking_once() {
+    let (_, mut world) = under_way(10);
+    let mut control = Vec::new();
+    for _ in 0..1000 {
+        for block in 0..2 {
+            let lost = Vec::new();
+            Message::Refetch {
+                flow: 1,
+                block,
+                lost,
+            }
+            .emit(&mut control);
+        }
+    }
+    world.sender.on_control(&control).unwrap();
+    let mut answers = Vec::new();
+    world.sender.take_control(&mut answers, usize::MAX);
+    assert!(
+        answers.len() < 2 * (MAX_BLOCK + 16),
+        "{} bytes",
+        answers.len()
+    );
+    world.sender.take_control(&mut answers, usize::MAX);
+    let before = answers.len();
+    world.sender.on_control(&control).unwrap();
+    world.sender.take_control(&mut answers, usize::MAX);
+    assert!(answers.len() > before, "but it may ask again");
+}

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::device::{Cut, Fault, Memory, Step, cut};
 use super::*;
 use crate::dedup::tests::simulation::{self, Rng, World};
-use crate::dedup::{Receiver, Sender};
+use crate::dedup::{Effort, Receiver, Sender};
 
 /// A window of 15 MiB in each direction, of which 4 MiB are in memory.
 const SIZE: u64 = 4 * Disk::LEAST_BYTES;
@@ -129,6 +129,37 @@ fn an_edited_version_is_as_cheap_after_a_restart() {
     let two = simulation::edited(&mut rng, one, 512);
     let wire = ends.transfer(&mut rng, &two);
     assert!(wire < 512 * 70, "{wire} bytes");
+}
+
+#[test]
+fn with_less_effort_edits_cost_as_little_on_a_device_as_in_memory() {
+    let version = |seed| {
+        let mut rng = Rng::new(seed);
+        let one = simulation::text(&mut rng, 3 << 20);
+        let mut two = one.clone();
+        // So near to each other that most places in between have no anchor.
+        for at in (0..two.len()).step_by(100) {
+            two[at] ^= 0x80;
+        }
+        (rng, one, two)
+    };
+    let (mut rng, one, two) = version(14);
+    let mut ends = Ends::new(14);
+    let disk = disk(&ends.sender, SENDER, 14);
+    ends.world.sender = Sender::on_disk(&disk, 16 << 20, [14; 32]);
+    ends.world.sender.set_effort(Effort::Fast);
+    ends.world.reconnect();
+    ends.transfer(&mut rng, &one);
+    let on_device = ends.transfer(&mut rng, &two);
+    let (mut rng, one, two) = version(14);
+    let mut world = World::new(16 << 20, 16 << 20, 14);
+    world.sender.set_effort(Effort::Fast);
+    world.transfer(&mut rng, one);
+    let in_memory = world.transfer(&mut rng, two);
+    assert!(
+        on_device * 10 <= in_memory * 12,
+        "{on_device} bytes, {in_memory} in memory"
+    );
 }
 
 #[test]

@@ -237,3 +237,31 @@ fn positions_that_no_honest_peer_sends_do_no_harm() {
     log.sync();
     open_log(&device, Direction::Receiving);
 }
+
+/// A peer may store a byte here and a byte there; the record of that must not grow with it.
+#[test]
+fn a_segment_in_crumbs_is_given_up() {
+    let device = Memory::new(SMALL);
+    let mut log = open_log(&device, Direction::Receiving);
+    log.write(0, &bytes(0, 0..1 << 20));
+    for at in (0..1u64 << 19).rev().map(|at| (1 << 20) + 2 * at) {
+        log.write(at, &[byte(0, at)]);
+        let most = log.segments.values().map(|it| it.ranges.iter().len()).max();
+        assert!(most.unwrap_or(0) <= layout::MOST_ENTRIES / 2);
+    }
+    assert!(log.statistics().store_dropped_bytes > 500_000);
+    // Holes in what was whole do the same.
+    for at in (1..1 << 20).step_by(2) {
+        log.forget(at..at + 1);
+        let most = log.segments.values().map(|it| it.ranges.iter().len()).max();
+        assert!(most.unwrap_or(0) <= layout::MOST_ENTRIES / 2);
+    }
+    // Whole segments are stored as ever.
+    log.write(1 << 20, &bytes(0, 1 << 20..1 << 21));
+    let _ = log.sync();
+    let mut again = open_log(&device, Direction::Receiving);
+    let there = read_all(&mut again, |position, stored| {
+        assert!(stored == bytes(0, position..position + stored.len() as u64));
+    });
+    assert!(there.total() >= 1 << 20);
+}

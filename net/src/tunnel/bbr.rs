@@ -130,18 +130,21 @@ impl Bbr {
             Mode::ProbeBandwidth => self.cycle_gain(),
             Mode::ProbeRtt => UNIT,
         };
-        (scaled(self.rate(), gain) / 100 * PACING_MARGIN_PERCENT).max(self.packet)
-    }
-
-    /// What the line carries, as far as is known, bytes a second: never slower than the initial window each round trip before it has
-    /// shown that it is.
-    pub(super) fn rate(&self) -> u64 {
-        if self.filled {
+        let base = if self.bandwidth == 0 {
+            per_second(INITIAL_WINDOW_PACKETS * self.packet, self.initial_rtt)
+        } else if self.filled {
             self.bandwidth
         } else {
+            // Never slower than the initial window each round trip before the line has shown that it is.
             self.bandwidth
                 .max(per_second(INITIAL_WINDOW_PACKETS * self.packet, self.rtt()))
-        }
+        };
+        (scaled(base, gain) / 100 * PACING_MARGIN_PERCENT).max(self.packet)
+    }
+
+    /// Whether the line has shown its rate: it has been filled.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled
     }
 
     fn rtt(&self) -> Duration {

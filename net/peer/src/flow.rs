@@ -26,8 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the end of a finished stream may take to be decoded.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes read from a socket at once: what a turn takes of it.
-const READ: usize = 64 * 1024;
+/// Bytes read from a socket at once: two turns.
+const READ: usize = 128 * 1024;
 
 /// A turn that gave the tunnel so many bytes has them sent before the next flow's.
 const WORTH_SENDING: u64 = 4 * 1024;
@@ -49,6 +49,8 @@ struct Socket {
     from: usize,
     to: usize,
     kept: Vec<u8>,
+    /// The last read filled the buffer: more will be there at once.
+    has_more: bool,
     has_ended: bool,
     is_broken: bool,
     read_blocked: bool,
@@ -66,6 +68,7 @@ impl Socket {
             from: 0,
             to: early.len(),
             kept: early.to_vec(),
+            has_more: false,
             has_ended: false,
             is_broken: false,
             read_blocked: false,
@@ -80,9 +83,13 @@ impl Socket {
         self.from = 0;
         self.to = 0;
         self.kept = Vec::new();
+        self.has_more = false;
         match self.tcp.try_read(&mut self.hub.buffer.0.borrow_mut()) {
             Ok(0) => self.has_ended = true,
-            Ok(len) => self.to = len,
+            Ok(len) => {
+                self.to = len;
+                self.has_more = len == READ;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.read_blocked = true,
             Err(_) => self.is_broken = true,
         }
@@ -112,8 +119,8 @@ pub fn reset(tcp: &TcpStream) {
 impl Host for Socket {
     fn readable(&mut self) -> usize {
         self.fill();
-        // A full buffer: more will be there at once, and blocks may wait for it.
-        self.to - self.from + usize::from(self.to == READ)
+        // Blocks may wait for what will be there at once.
+        self.to - self.from + usize::from(self.has_more)
     }
 
     fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming {

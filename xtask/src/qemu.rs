@@ -14,6 +14,11 @@ use crate::process::{self, Process};
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// Nanoseconds, and ticks of the TSC, that an instruction takes where they are counted. One would do, but then each second
+/// that the firmware waits would be 10⁹ instructions.
+pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
+const TICKS_SHIFT: u32 = 5;
+
 /// Where Debian's and others' packages put the firmware: code and variables.
 const FIRMWARE: [(&str, &str); 4] = [
     (
@@ -97,6 +102,19 @@ pub struct Disk {
     pub requests_per_second: Option<u32>,
 }
 
+impl Disk {
+    /// A disk that can be written and does what it is asked to.
+    pub fn new(path: impl Into<PathBuf>) -> Disk {
+        Disk {
+            path: path.into(),
+            snapshot: false,
+            read_only: false,
+            can_hang: false,
+            requests_per_second: None,
+        }
+    }
+}
+
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
 #[derive(Clone, Debug)]
 pub struct Qemu {
@@ -126,7 +144,7 @@ pub struct Qemu {
     pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
-    /// Time in the machine is the number of instructions executed: each takes a nanosecond, and a tick of the TSC. One CPU, TCG only.
+    /// Time in the machine is the number of instructions executed, times [`TICKS_PER_INSTRUCTION`]. One CPU, TCG only.
     pub counts_instructions: bool,
     /// More arguments.
     pub more: Vec<String>,
@@ -171,7 +189,7 @@ impl Qemu {
                 bail!("QEMU counts instructions only with TCG and one CPU");
             }
             add("-accel", "tcg,thread=single".to_owned());
-            add("-icount", "shift=0,sleep=off".to_owned());
+            add("-icount", format!("shift={TICKS_SHIFT},sleep=off"));
         } else {
             add("-accel", self.accelerator.qemu_option().to_owned());
         }
@@ -368,11 +386,8 @@ mod tests {
             "branch",
             Accelerator::Tcg,
             Disk {
-                path: "/a,b/disk.img".into(),
                 snapshot: true,
-                read_only: false,
-                can_hang: false,
-                requests_per_second: None,
+                ..Disk::new("/a,b/disk.img")
             },
         );
         qemu.nics = vec![
@@ -438,7 +453,7 @@ mod tests {
         assert!(line(&qemu).is_err());
         qemu.cpus = 1;
         let line = line(&qemu).unwrap().join(" ");
-        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off"));
+        assert!(line.contains("-accel tcg,thread=single -icount shift=5,sleep=off"));
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub fn run(arguments: &Args) -> Result<()> {
     let started = Instant::now();
     setup::ensure(&[
         Group::Emulator,
+        Group::Namespaces,
         Group::FirmwareToolchain,
         Group::FirmwareClippy,
     ])?;

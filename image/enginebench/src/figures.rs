@@ -44,9 +44,9 @@ pub struct Figures {
     pub line: u64,
     /// Bytes of confirmations that came back.
     pub back: u64,
-    /// Instructions that encoding took.
+    /// Instructions that encoding took (ticks of the counter, in what the UEFI program says).
     pub encoding: u64,
-    /// Instructions that decoding took, with verifying the digests.
+    /// As `encoding` for decoding, with verifying the digests.
     pub decoding: u64,
 }
 

@@ -1,5 +1,5 @@
 //! The engine's figures of the files OLD and NEW. As a UEFI program: of those in the top folder of the volume it was started from,
-//! on the serial port, counted by the TSC, which under QEMU's `-icount shift=0` goes on by one for each instruction.
+//! on the serial port, counted by the TSC, which under QEMU's `-icount` goes on by the same for each instruction.
 #![cfg_attr(target_os = "uefi", no_std, no_main)]
 
 #[cfg(target_os = "uefi")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use outpost_config::ProgramStore;
 use outpost_net::flow::StoreParts;
-use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC};
+use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC, is_other_format};
 
 use crate::hub::Hub;
 
@@ -193,7 +193,10 @@ fn prepare(mut file: File, size: u64) -> Result<FileDevice, String> {
             "this holds something that is no store, and is left as it is; give another path, or remove it",
         ));
     }
-    let size = if kind.is_file() {
+    // A store of a newer format is left alone, its size too; the engine says so.
+    let size = if is_newer(&file) {
+        has
+    } else if kind.is_file() {
         if has != size {
             file.set_len(size).map_err(words)?;
         }
@@ -219,6 +222,12 @@ fn is_ours(file: &File, size: u64) -> bool {
         return true;
     }
     head.iter().all(|byte| *byte == 0) || head.chunks(BLOCK).any(|block| block.starts_with(&MAGIC))
+}
+
+/// Whether a file holds a store of a format that this version does not know.
+fn is_newer(file: &File) -> bool {
+    let mut head = [0; 2 * BLOCK];
+    file.read_exact_at(&mut head, 0).is_ok() && is_other_format(&head)
 }
 
 impl Place {
@@ -265,7 +274,10 @@ impl Place {
 async fn sync(hub: &Hub, file: Arc<File>) {
     let ticket = hub.session.borrow_mut().sync_store();
     let flushed = tokio::task::spawn_blocking(move || file.sync_data()).await;
-    if let Ok(Ok(())) = flushed {
-        hub.session.borrow_mut().store_flushed(ticket);
+    let mut session = hub.session.borrow_mut();
+    match flushed {
+        Ok(Ok(())) => session.store_flushed(ticket),
+        Ok(Err(error)) => session.store_flush_failed(failed(&error)),
+        Err(_) => {}
     }
 }

@@ -11,7 +11,7 @@ use super::effort::Gauge;
 use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
-use crate::store::{BlockDevice, Disk, DiskLog, Opened, StoreStatistics, Ticket};
+use crate::store::{BlockDevice, DeviceError, Disk, DiskLog, Opened, StoreStatistics, Ticket};
 use crate::time::Instant;
 use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig, public_key};
 
@@ -206,7 +206,14 @@ impl Link {
         let Some(device) = &self.device else { return };
         match device.flush() {
             Ok(()) => self.store_flushed(ticket),
-            Err(error) => log::warn!("the store cannot be flushed: {error}"),
+            Err(error) => self.store_flush_failed(error),
+        }
+    }
+
+    /// The store's device has refused a flush.
+    pub fn store_flush_failed(&mut self, error: DeviceError) {
+        if let Some(log) = self.receiver.place().disk() {
+            log.flush_failed(error);
         }
     }
 

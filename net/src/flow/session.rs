@@ -12,7 +12,7 @@ use super::newcomer::{Greeting, Newcomer};
 use super::pump::{Host, Pump};
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
 use crate::hash::{Keyed, Random};
-use crate::store::StoreStatistics;
+use crate::store::{DeviceError, StoreStatistics};
 use crate::time::Instant;
 use crate::tunnel::{
     DownReason, Endpoint, Event, State, StreamId, TunnelConfig, TunnelStatistics, WrongKey,
@@ -231,6 +231,11 @@ impl Session {
     /// The store's device has been flushed since the ticket was given.
     pub fn store_flushed(&mut self, ticket: StoreTicket) {
         self.link.store_flushed(ticket);
+    }
+
+    /// The store's device has refused a flush instead.
+    pub fn store_flush_failed(&mut self, error: DeviceError) {
+        self.link.store_flush_failed(error);
     }
 
     /// Writes all of the dictionaries and flushes their device: for an orderly stop.

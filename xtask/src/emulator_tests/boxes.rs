@@ -116,11 +116,10 @@ impl Setup {
             name,
             trial.stage.accelerator,
             Disk {
-                path: disk.clone(),
-                snapshot: false,
                 read_only: self.read_only,
                 can_hang: self.disk_can_hang,
                 requests_per_second: self.disk_requests,
+                ..Disk::new(disk.clone())
             },
         );
         machine.cpu_features = self.cpu_features.clone();

@@ -8,7 +8,7 @@ use outpost_engine_bench::{Figures, MARK, log_bytes};
 
 use crate::accel::Accelerator;
 use crate::image::volume;
-use crate::qemu::{self, Disk, Qemu, Serial};
+use crate::qemu::{self, Disk, Qemu, Serial, TICKS_PER_INSTRUCTION};
 use crate::{firmware, process};
 
 /// The program's package.
@@ -76,10 +76,8 @@ impl Machine {
 
         let serial = folder.join("serial.txt");
         let disk = Disk {
-            path: disk,
             snapshot: true,
-            read_only: false,
-            can_hang: false,
+            ..Disk::new(disk)
         };
         let mut machine = Qemu::new("engine", Accelerator::Tcg, disk);
         machine.cpus = 1;
@@ -136,18 +134,23 @@ fn parse(text: &str) -> Result<Measured> {
             continue;
         };
         let said = said.trim();
-        if let Ok(figures) = said.parse() {
-            cases.push(figures);
+        if let Ok(figures) = said.parse::<Figures>() {
+            cases.push(Figures {
+                encoding: figures.encoding / TICKS_PER_INSTRUCTION,
+                decoding: figures.decoding / TICKS_PER_INSTRUCTION,
+                ..figures
+            });
         } else if let Some((ticks, instructions)) = said
             .strip_prefix("ticks ")
             .and_then(|numbers| numbers.split_once(' '))
         {
             let (ticks, instructions): (f64, f64) = (ticks.parse()?, instructions.parse()?);
             let ratio = ticks / instructions;
+            let expected = TICKS_PER_INSTRUCTION as f64;
             // Whatever else it counts, it is not instructions.
             ensure!(
-                (0.99..1.01).contains(&ratio),
-                "the machine's clock goes on by {ratio:.3} for an instruction, not by 1: this QEMU counts in another way"
+                (0.99..1.01).contains(&(ratio / expected)),
+                "the machine's clock goes on by {ratio:.3} for an instruction, not by {expected}: this QEMU counts in another way"
             );
             ticks_per_instruction = Some(ratio);
         } else if said == "end" {
@@ -170,14 +173,14 @@ mod tests {
 
     #[test]
     fn the_programs_lines_are_found_among_the_firmwares() {
-        let text = "\x1b[2JBdsDxe: starting\r\n\r\nengine-bench: ticks 2000004 2000000\r\n\
-                    engine-bench: cold 100 50 8 7000 600\r\n\r\nengine-bench: end\r\n";
+        let text = "\x1b[2JBdsDxe: starting\r\n\r\nengine-bench: ticks 64000128 2000000\r\n\
+                    engine-bench: cold 100 50 8 6400 3200\r\n\r\nengine-bench: end\r\n";
         let measured = parse(text).unwrap();
-        assert_eq!(measured.ticks_per_instruction, 1.000002);
+        assert_eq!(measured.ticks_per_instruction, 32.000064);
         let [cold] = &measured.cases[..] else {
             panic!("{measured:?}");
         };
-        assert_eq!((cold.case, cold.line, cold.decoding), (Case::Cold, 50, 600));
+        assert_eq!((cold.case, cold.line, cold.decoding), (Case::Cold, 50, 100));
     }
 
     #[test]

@@ -84,11 +84,19 @@ pub struct Place {
     file: Option<Arc<File>>,
 }
 
-/// The place for the dictionaries with the peer called `name`, of `peers` peers in all.
+/// The place for the dictionaries with the peer called `name`, of `peers` peers in all; `owner` is what [`store_owner`] makes of
+/// its keys.
 ///
 /// # Errors
 /// What is wrong with `[store]`, in words.
-pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Place, String> {
+///
+/// [`store_owner`]: outpost_net::flow::store_owner
+pub async fn place(
+    config: &ProgramStore,
+    name: &str,
+    owner: [u8; 32],
+    peers: usize,
+) -> Result<Place, String> {
     let bytes = |size: Option<outpost_config::ByteSize>| size.map(|size| size.bytes());
     let memory = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let Some(path) = &config.path else {
@@ -99,10 +107,7 @@ pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Pl
         };
         return Ok(Place { parts, file: None });
     };
-    let path = match peers {
-        0 | 1 => PathBuf::from(path),
-        _ => PathBuf::from(format!("{path}.{name}")),
-    };
+    let path = path_of(path, name, owner, peers);
     let size = bytes(config.size).unwrap_or(ON_DISK) / peers.max(1) as u64;
     if size < Disk::LEAST_BYTES {
         return Err(format!(
@@ -122,6 +127,32 @@ pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Pl
         parts,
         file: Some(file),
     })
+}
+
+/// The file of the peer called `name`: `path`, if that is its store already, or if it is the only peer; otherwise `path.name`. So
+/// no peer loses its store when others come or go.
+fn path_of(path: &str, name: &str, owner: [u8; 32], peers: usize) -> PathBuf {
+    let named = PathBuf::from(format!("{path}.{name}"));
+    let path = PathBuf::from(path);
+    let is_own = owner_of(&path) == Some(owner);
+    if is_own || (peers <= 1 && !named.exists()) {
+        path
+    } else {
+        named
+    }
+}
+
+/// Whose store a file is, if it is one.
+fn owner_of(path: &Path) -> Option<[u8; 32]> {
+    // What is neither a file nor a device might never be opened, and is refused later.
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    if !(kind.is_file() || kind.is_block_device()) {
+        return None;
+    }
+    let mut file = File::open(path).ok()?;
+    let size = file.seek(SeekFrom::End(0)).ok()?;
+    let file = Arc::new(file);
+    Disk::owner(&FileDevice { file, size })
 }
 
 /// Opens a file for this process alone. One that is just stopping, or a peer that is just being replaced, is waited for.

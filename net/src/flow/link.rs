@@ -104,7 +104,7 @@ pub struct StoreParts {
 pub struct StoreTicket(Option<Ticket>, Option<Ticket>);
 
 /// Whose store it is: a digest of both public keys, ours first.
-fn owner(config: &TunnelConfig) -> [u8; 32] {
+pub fn store_owner(config: &TunnelConfig) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"outpost store");
     hash.update(public_key(&config.private_key));
@@ -125,7 +125,7 @@ fn on_device(
     let (name, keys) = seed.split_at_mut(16);
     keys.copy_from_slice(&random.seed());
     name.copy_from_slice(random.seed().get(..16).unwrap_or(&[0; 16]));
-    let disk = Disk::open(device, owner(&ends.config), seed)?;
+    let disk = Disk::open(device, store_owner(&ends.config), seed)?;
     match disk.opened() {
         Opened::Own => {}
         Opened::Blank => log::info!("store: there is none yet; started"),

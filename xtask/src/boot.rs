@@ -1,12 +1,14 @@
-//! `cargo xtask boot`: one box in QEMU with its console in this terminal.
+//! `cargo xtask boot`: one box in QEMU with its console in this terminal, or (`--once`) one run of a guest in it.
 
 mod keyboard;
+mod once;
 
 use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +27,8 @@ use keyboard::{Keyboard, Typed, without_screen_control};
 const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 5);
 /// The disk of the emulated box, with room for the partitions that the first boot makes.
 const DISK_BYTES: u64 = 1 << 30;
+/// What a box has beside its guest's memory, in MiB.
+const BOX_MEMORY: u32 = 512;
 
 /// `cargo xtask boot`.
 #[derive(Debug, clap::Args)]
@@ -40,9 +44,14 @@ pub struct Args {
     /// A guest kernel of your own instead: a Linux bzImage or a Multiboot ELF file
     #[arg(long, value_name = "FILE")]
     guest_kernel: Option<PathBuf>,
-    /// The initial ramdisk for it
-    #[arg(long, value_name = "FILE", requires = "guest_kernel")]
-    guest_ramdisk: Option<PathBuf>,
+    /// The initial ramdisk for it, or its Multiboot module
+    #[arg(
+        long,
+        alias = "guest-ramdisk",
+        value_name = "FILE",
+        requires = "guest_kernel"
+    )]
+    module: Vec<PathBuf>,
     /// The command line for it
     #[arg(
         long,
@@ -51,15 +60,28 @@ pub struct Args {
         default_value = "console=ttyS0"
     )]
     guest_cmdline: String,
+    /// Only run the guest: its serial port on stdout and nothing else there; ends when the guest ends, with its debug-exit
+    /// status, 0 after a power-off, 1 when it fails, 124 after the timeout
+    #[arg(long, requires = "guest_kernel", conflicts_with = "config")]
+    once: bool,
+    /// With --once: seconds that the guest may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "once")]
+    timeout: u64,
+    /// The guest's CPUs; this version runs guests of one
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=1))]
+    vcpus: u8,
+    /// The guest's memory in MiB, unless --config says it
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    memory: u32,
     /// The box's outpost.toml [default: a branch with new keys, no peer, and the guest]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Boot this image instead of building one; it keeps its own guest, and its own outpost.toml unless --config is given
     #[arg(long, value_name = "FILE", conflicts_with_all = ["guest", "guest_kernel"])]
     image: Option<PathBuf>,
-    /// The box's memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 768)]
-    memory: u32,
+    /// The box's memory in MiB [default: 512 more than the guest's]
+    #[arg(long, value_name = "MIB")]
+    box_memory: Option<u32>,
     /// The box's CPUs
     #[arg(long, value_name = "NUMBER", default_value_t = 2)]
     cpus: u8,
@@ -69,7 +91,13 @@ pub struct Args {
 ///
 /// # Errors
 /// When the image cannot be built or QEMU not started, or QEMU ends with an error.
-pub fn run(arguments: &Args) -> Result<()> {
+pub fn run(arguments: &Args) -> Result<ExitCode> {
+    if let [_, _, ..] = arguments.module.as_slice() {
+        bail!("this version gives a guest one module");
+    }
+    if arguments.once {
+        return once::run(arguments);
+    }
     let config = match &arguments.config {
         Some(path) => {
             let text = std::fs::read_to_string(path)
@@ -90,7 +118,7 @@ pub fn run(arguments: &Args) -> Result<()> {
     let accelerator = accel::best();
     let console = scratch.path().join("com1");
     let mut machine = Qemu::new("box", accelerator, Disk::new(disk));
-    machine.memory_mib = arguments.memory;
+    machine.memory_mib = arguments.box_memory();
     machine.cpus = arguments.cpus;
     machine.graphics = true;
     let guest_address = guest_address(config.as_deref());
@@ -148,7 +176,30 @@ pub fn run(arguments: &Args) -> Result<()> {
         Some(_) => eprintln!("\nThe box is switched off."),
         None => eprintln!("\nQuit: the box is gone, and its disk with it."),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    fn box_memory(&self) -> u32 {
+        self.box_memory
+            .unwrap_or_else(|| self.memory.saturating_add(BOX_MEMORY))
+    }
+
+    /// The guest of `--guest-kernel`.
+    fn own_guest(&self) -> Result<Option<GuestFiles>> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let Some(kernel) = &self.guest_kernel else {
+            return Ok(None);
+        };
+        Ok(Some(GuestFiles {
+            name: "custom".into(),
+            command_line: self.guest_cmdline.clone(),
+            kernel: read(kernel)?,
+            ramdisk: self.module.first().map(read).transpose()?,
+        }))
+    }
 }
 
 fn prepare_disk(arguments: &Args, config: Option<&str>, disk: &Path) -> Result<()> {
@@ -158,24 +209,13 @@ fn prepare_disk(arguments: &Args, config: Option<&str>, disk: &Path) -> Result<(
             None => image::copy(image, disk, Some(DISK_BYTES)),
         };
     }
-    let built: BuiltImage = match &arguments.guest_kernel {
-        Some(kernel) => {
-            let read = |path: &PathBuf| {
-                std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-            };
-            let guest = GuestFiles {
-                name: "custom".into(),
-                command_line: arguments.guest_cmdline.clone(),
-                kernel: read(kernel)?,
-                ramdisk: arguments.guest_ramdisk.as_ref().map(read).transpose()?,
-            };
-            image::build_with(Some(guest), None, None)?
-        }
+    let built: BuiltImage = match arguments.own_guest()? {
+        Some(guest) => image::build_with(Some(guest), None, None)?,
         None => image::build(&arguments.guest, None, None)?,
     };
     let config = match config {
         Some(config) => config.to_owned(),
-        None => default_config(built.guest.as_deref())?,
+        None => default_config(built.guest.as_deref(), arguments.memory)?,
     };
     let spinner = progress::spinner("Preparing the box's disk");
     image::with_config(&built.path, &config, disk, Some(DISK_BYTES))?;
@@ -195,14 +235,14 @@ fn holds_directory(machine: &Qemu) -> Result<bool> {
 }
 
 /// A branch by itself: new keys, no peer.
-fn default_config(guest: Option<&str>) -> Result<String> {
+fn default_config(guest: Option<&str>, memory_mib: u32) -> Result<String> {
     let mut text = format!(
         "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\ngateway = \"10.77.0.1\"\n",
         KeyPair::generate()?.private
     );
     if let Some(name) = guest {
         text.push_str(&format!(
-            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\n"
+            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\nmemory = \"{memory_mib}M\"\n"
         ));
     }
     Ok(text)
@@ -352,7 +392,7 @@ mod tests {
     #[test]
     fn the_default_configuration_is_right_with_and_without_a_guest() {
         for guest in [None, Some("directory")] {
-            let text = default_config(guest).unwrap();
+            let text = default_config(guest, 64).unwrap();
             let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
             assert_eq!(config.guest.is_some(), guest.is_some());
             assert_eq!(guest_address(Some(&text)), guest.map(|_| GUEST_ADDRESS));

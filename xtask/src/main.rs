@@ -71,24 +71,29 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = process::catch_signals().and_then(|()| match arguments.command {
-        Command::Setup(arguments) => setup::run(&arguments),
-        Command::BuildImage(arguments) => image::run(&arguments),
-        Command::Test(arguments) => test::run(&arguments),
-        Command::Boot(arguments) => boot::run(&arguments),
-        Command::Flash(arguments) => flash::run(&arguments),
-        Command::Config { command } => keys::config(&command),
-        Command::Keygen => keys::keygen(),
-        Command::Guest { command } => guest::run(&paths::workspace(), &command),
-        Command::Bench { command } => bench::run(&command),
-        Command::Run(arguments) => run::run(*arguments),
-    });
+    let result = process::catch_signals().and_then(|()| run(arguments.command));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) if error.is::<process::Interrupted>() => ExitCode::from(130),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Boot(arguments) => return boot::run(&arguments),
+        Command::Setup(arguments) => setup::run(&arguments),
+        Command::BuildImage(arguments) => image::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Flash(arguments) => flash::run(&arguments),
+        Command::Config { command } => keys::config(&command),
+        Command::Keygen => keys::keygen(),
+        Command::Guest { command } => guest::run(&paths::workspace(), &command),
+        Command::Bench { command } => bench::run(&command),
+        Command::Run(arguments) => run::run(*arguments),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -136,6 +136,8 @@ pub struct Qemu {
     pub com1: Serial,
     /// COM2: telemetry.
     pub com2: Serial,
+    /// COM3: the guest's serial port, where the configuration asks for it.
+    pub com3: Option<PathBuf>,
     /// A virtio source of entropy.
     pub entropy: bool,
     /// A graphics card, so that the firmware offers a framebuffer. (No window is opened in any case.)
@@ -163,6 +165,7 @@ impl Qemu {
             nics: Vec::new(),
             com1: Serial::Null,
             com2: Serial::Null,
+            com3: None,
             entropy: true,
             graphics: false,
             monitor: None,
@@ -303,6 +306,13 @@ impl Qemu {
                 "-device",
                 format!("isa-serial,chardev=com{index},index={index}"),
             );
+        }
+        if let Some(path) = &self.com3 {
+            add(
+                "-chardev",
+                format!("file,id=com2,path={}", path_value(path)?),
+            );
+            add("-device", "isa-serial,chardev=com2,index=2".to_owned());
         }
         if let Some(path) = &self.monitor {
             add(

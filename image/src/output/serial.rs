@@ -6,6 +6,8 @@ use crate::machine::port;
 pub const COM1: u16 = 0x3f8;
 /// Telemetry.
 pub const COM2: u16 = 0x2f8;
+/// The guest's serial port, byte for byte, where the configuration asks for it.
+pub const COM3: u16 = 0x3e8;
 
 const DATA: u16 = 0;
 const INTERRUPT_ENABLE: u16 = 1;

@@ -69,6 +69,12 @@ pub fn problem(text: &str) {
     send(json!({"event": "problem", "text": text}).to_string());
 }
 
+/// The guest has stopped, or cannot be started. `status` is that of its debug-exit port, 0 after a power-off.
+pub fn guest_stopped(reason: &str, status: Option<u32>) {
+    let line = json!({"event": "guest-stop", "reason": reason, "status": status});
+    send(line.to_string());
+}
+
 /// How things stand. `net` is the WAN stack's statistics, `exits` how often the guest left for the hypervisor.
 pub fn status(guest: &str, exits: u64, net: Value) {
     let line = json!({

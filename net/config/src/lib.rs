@@ -135,6 +135,9 @@ pub struct Guest {
     /// Gives a test guest the debug-exit port 0xf4.
     #[serde(default)]
     pub debug_exit: bool,
+    /// Copies what the guest writes to its serial port to the box's third one (COM3), byte for byte.
+    #[serde(default)]
+    pub com3: bool,
 }
 
 fn default_listen() -> SocketAddrV4 {

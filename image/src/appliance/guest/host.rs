@@ -10,6 +10,7 @@ use spin::{Mutex, Once};
 
 use crate::appliance::{GUEST_CPU, NETWORK_CPU};
 use crate::machine::{clock, cpu, entropy};
+use crate::output::serial::{COM3, Serial};
 
 /// Frames that wait in each direction at most.
 const FRAMES: usize = 256;
@@ -22,6 +23,8 @@ pub struct BoxHost {
     from_box: Mutex<Consumer>,
     output: Mutex<ByteQueue>,
     input: Mutex<ByteQueue>,
+    /// Where the guest's output also goes, as it is.
+    copy: Mutex<Option<Serial>>,
 }
 
 static HOST: Once<BoxHost> = Once::new();
@@ -35,6 +38,13 @@ pub fn get() -> &'static BoxHost {
 /// Notes whether the guest runs: only then frames are put in its ring.
 pub fn set_running(running: bool) {
     RUNNING.store(running, Ordering::Release);
+}
+
+/// Copies the guest's output to the third serial port from now on.
+pub fn copy_output_to_com3() {
+    let mut port = Serial::new(COM3);
+    port.start();
+    *get().copy.lock() = Some(port);
 }
 
 impl Host for BoxHost {
@@ -51,6 +61,9 @@ impl Host for BoxHost {
     }
 
     fn console_write(&self, bytes: &[u8]) {
+        if let Some(port) = self.copy.lock().as_mut() {
+            bytes.iter().for_each(|byte| port.write(*byte));
+        }
         self.output.lock().push(bytes);
         if bytes.contains(&b'\n') {
             cpu::kick(NETWORK_CPU);
@@ -121,6 +134,7 @@ impl Wire {
             from_box: Mutex::new(from_box),
             output: Mutex::new(ByteQueue::new(OUTPUT_BYTES)),
             input: Mutex::new(ByteQueue::new(INPUT_BYTES)),
+            copy: Mutex::new(None),
         });
         Wire {
             to_guest,

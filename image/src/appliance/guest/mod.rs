@@ -145,15 +145,20 @@ pub fn start(findings: &Findings, cpus: usize, lan_mac: [u8; 6]) {
     if PHASE.load(Ordering::Acquire) == Phase::Stopped as u8 {
         let why = REASON.lock().clone();
         output::problem(&format!("guest: {why}"));
+        telemetry::guest_stopped(&why, None);
         return;
     }
     if cpus <= GUEST_CPU {
         let why = "it needs a CPU of its own and the box has only one: use a box with two or more";
         output::problem(&format!("guest: {why}"));
         stopped(why);
+        telemetry::guest_stopped(why, None);
         return;
     }
     set_phase(Phase::Starting);
+    if guest.com3 {
+        host::copy_output_to_com3();
+    }
     *ORDER.lock() = Some(Order {
         words: words(config, guest),
         machine: MachineConfig {
@@ -247,6 +252,7 @@ fn live(material: &Material, order: &Order) -> ! {
 fn give_up(why: &str) -> ! {
     output::problem(&format!("guest: {why}"));
     stopped(why);
+    telemetry::guest_stopped(why, None);
     cpu::kick(super::NETWORK_CPU);
     cpu::arm_timer(None);
     loop {
@@ -319,6 +325,12 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
 fn report(stop: &Stop) -> Ended {
     let reason = stop.reason.to_string();
     stopped(&reason);
+    let status = match stop.reason {
+        StopReason::DebugExit(status) => Some(status),
+        StopReason::PowerOff => Some(0),
+        _ => None,
+    };
+    telemetry::guest_stopped(&reason, status);
     if stop.reason.is_orderly() {
         log::info!("guest: {reason}");
         log::info!("guest: {}", stop.evidence.counts);

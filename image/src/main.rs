@@ -4,6 +4,10 @@
 #[cfg(target_os = "uefi")]
 extern crate alloc;
 
+/// `memcpy` and its kind.
+#[cfg(target_os = "uefi")]
+use outpost_mem as _;
+
 #[cfg(target_os = "uefi")]
 mod appliance;
 #[cfg(target_os = "uefi")]

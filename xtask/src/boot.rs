@@ -89,16 +89,7 @@ pub fn run(arguments: &Args) -> Result<()> {
 
     let accelerator = accel::best();
     let console = scratch.path().join("com1");
-    let mut machine = Qemu::new(
-        "box",
-        accelerator,
-        Disk {
-            path: disk,
-            snapshot: false,
-            read_only: false,
-            can_hang: false,
-        },
-    );
+    let mut machine = Qemu::new("box", accelerator, Disk::new(disk));
     machine.memory_mib = arguments.memory;
     machine.cpus = arguments.cpus;
     machine.graphics = true;

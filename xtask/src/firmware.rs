@@ -1,6 +1,7 @@
 //! Builds the box's binary, `outpost.efi`, with the pinned guests' digests inside.
 
 use std::fs::File;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use outpost_image_format::{Digest, Pin, format_pins};
@@ -35,7 +36,21 @@ pub fn build(pins: &[Pin]) -> Result<Firmware> {
 ///
 /// # Errors
 /// As [`build`].
-pub fn build_in(pins: &[Pin], target: &std::path::Path) -> Result<Firmware> {
+pub fn build_in(pins: &[Pin], target: &Path) -> Result<Firmware> {
+    let bytes = compile("outpost", "the box's binary", pins, target)?;
+    let digest = Digest::of(&bytes);
+    Ok(Firmware { bytes, digest })
+}
+
+/// Builds the UEFI program of another package with the toolchain, the profile and the flags of the box's binary.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_program(package: &str, what: &str) -> Result<Vec<u8>> {
+    compile(package, what, &[], &paths::target().join("firmware"))
+}
+
+fn compile(package: &str, what: &str, pins: &[Pin], target: &Path) -> Result<Vec<u8>> {
     let toolchain = Toolchain::find()?;
     std::fs::create_dir_all(target).with_context(|| format!("cannot make {}", target.display()))?;
     // Cargo's own lock ends before the result is read.
@@ -43,21 +58,24 @@ pub fn build_in(pins: &[Pin], target: &std::path::Path) -> Result<Firmware> {
     lock.lock()
         .with_context(|| format!("cannot lock {}", target.display()))?;
 
-    eprintln!("Building the box's binary with {}", toolchain.describe());
+    eprintln!("Building {what} with {}", toolchain.describe());
     let mut command = toolchain.cargo("build", &paths::workspace(), target, false)?;
     command
-        .args(["--profile", "image", "--package", "outpost"])
+        .args(["--profile", "image", "--package", package])
         .env(PINS_VARIABLE, format_pins(pins));
     // Cargo draws its own progress bar.
     let status = Process::start(command, "cargo")?.wait()?;
     if !status.success() {
-        bail!("the box's binary does not build: see cargo's messages above");
+        bail!("{what} does not build: see cargo's messages above");
     }
-    let path = target.join(TARGET).join("image/outpost.efi");
+    let path = target
+        .join(TARGET)
+        .join("image")
+        .join(package)
+        .with_extension("efi");
     let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     check(&bytes)?;
-    let digest = Digest::of(&bytes);
-    Ok(Firmware { bytes, digest })
+    Ok(bytes)
 }
 
 /// Checks that it is an EFI application for x86-64 that is not too large (PE/COFF specification 8.3).

@@ -14,6 +14,11 @@ use crate::process::{self, Process};
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// Nanoseconds, and ticks of the TSC, that an instruction takes where they are counted. One would do, but then each second
+/// that the firmware waits would be 10⁹ instructions.
+pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
+const TICKS_SHIFT: u32 = 5;
+
 /// Where Debian's and others' packages put the firmware: code and variables.
 const FIRMWARE: [(&str, &str); 4] = [
     (
@@ -93,6 +98,21 @@ pub struct Disk {
     pub read_only: bool,
     /// Its requests can be held back (see [`Qemu::monitor`]).
     pub can_hang: bool,
+    /// Requests that it answers in a second; as many as it can, if there is none.
+    pub requests_per_second: Option<u32>,
+}
+
+impl Disk {
+    /// A disk that can be written and does what it is asked to.
+    pub fn new(path: impl Into<PathBuf>) -> Disk {
+        Disk {
+            path: path.into(),
+            snapshot: false,
+            read_only: false,
+            can_hang: false,
+            requests_per_second: None,
+        }
+    }
 }
 
 /// One emulated box. The fields are public: change what [`Qemu::new`] sets.
@@ -124,6 +144,8 @@ pub struct Qemu {
     pub monitor: Option<PathBuf>,
     /// Ends QEMU when the machine resets.
     pub exit_on_reset: bool,
+    /// Time in the machine is the number of instructions executed, times [`TICKS_PER_INSTRUCTION`]. One CPU, TCG only.
+    pub counts_instructions: bool,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -145,6 +167,7 @@ impl Qemu {
             graphics: false,
             monitor: None,
             exit_on_reset: false,
+            counts_instructions: false,
             more: Vec::new(),
         }
     }
@@ -161,7 +184,15 @@ impl Qemu {
         add("-name", option_value(&self.name)?);
         add("-no-user-config", String::new());
         add("-nodefaults", String::new());
-        add("-accel", self.accelerator.qemu_option().to_owned());
+        if self.counts_instructions {
+            if self.accelerator != Accelerator::Tcg || self.cpus != 1 {
+                bail!("QEMU counts instructions only with TCG and one CPU");
+            }
+            add("-accel", "tcg,thread=single".to_owned());
+            add("-icount", format!("shift={TICKS_SHIFT},sleep=off"));
+        } else {
+            add("-accel", self.accelerator.qemu_option().to_owned());
+        }
         add("-M", "q35".to_owned());
         let features: String = self
             .cpu_features
@@ -202,10 +233,14 @@ impl Qemu {
             } else {
                 file
             };
+            let rate = disk
+                .requests_per_second
+                .map(|rate| format!(",throttling.iops-total={rate}"))
+                .unwrap_or_default();
             add(
                 "-drive",
                 format!(
-                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only},file={file}"
+                    "if=none,id=disk{index},format=raw,snapshot={snapshot}{read_only}{rate},file={file}"
                 ),
             );
             add(
@@ -351,10 +386,8 @@ mod tests {
             "branch",
             Accelerator::Tcg,
             Disk {
-                path: "/a,b/disk.img".into(),
                 snapshot: true,
-                read_only: false,
-                can_hang: false,
+                ..Disk::new("/a,b/disk.img")
             },
         );
         qemu.nics = vec![
@@ -410,6 +443,17 @@ mod tests {
         qemu.cpu_features = vec!["svm=off".into()];
         let arguments = qemu.arguments(Path::new("/c"), Path::new("/v")).unwrap();
         assert!(arguments.contains(&"max,svm=off".to_owned()));
+    }
+
+    #[test]
+    fn instructions_are_counted_on_one_cpu_only() {
+        let mut qemu = example();
+        qemu.counts_instructions = true;
+        let line = |qemu: &Qemu| qemu.arguments(Path::new("/c"), Path::new("/v"));
+        assert!(line(&qemu).is_err());
+        qemu.cpus = 1;
+        let line = line(&qemu).unwrap().join(" ");
+        assert!(line.contains("-accel tcg,thread=single -icount shift=5,sleep=off"));
     }
 
     #[test]

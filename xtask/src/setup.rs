@@ -22,6 +22,8 @@ pub enum Group {
     Emulator,
     /// The real programs of the scenario.
     Scenario,
+    /// Networks of the host tests' own, in namespaces.
+    Namespaces,
     /// Building for the firmware target. Debian's packages are only taken where the target is not there already.
     FirmwareToolchain,
     /// Checking the box's own code with clippy.
@@ -31,9 +33,10 @@ pub enum Group {
 }
 
 impl Group {
-    const ALL: [Group; 5] = [
+    const ALL: [Group; 6] = [
         Group::Emulator,
         Group::Scenario,
+        Group::Namespaces,
         Group::FirmwareToolchain,
         Group::FirmwareClippy,
         Group::Bench,
@@ -43,6 +46,7 @@ impl Group {
         match self {
             Group::Emulator => "emulator",
             Group::Scenario => "scenario",
+            Group::Namespaces => "namespaces",
             Group::FirmwareToolchain => "firmware-toolchain",
             Group::FirmwareClippy => "firmware-clippy",
             Group::Bench => "bench",

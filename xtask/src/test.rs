@@ -45,6 +45,7 @@ pub fn run(arguments: &Args) -> Result<()> {
     let started = Instant::now();
     setup::ensure(&[
         Group::Emulator,
+        Group::Namespaces,
         Group::FirmwareToolchain,
         Group::FirmwareClippy,
     ])?;
@@ -162,7 +163,9 @@ fn clippy_host() -> Result<()> {
 fn clippy_firmware() -> Result<()> {
     let target = paths::target().join("firmware");
     let mut command = Toolchain::find()?.cargo("clippy", &paths::workspace(), &target, true)?;
-    command.args(["--package", "outpost", "--bin", "outpost"]);
+    for program in ["outpost", "outpost-engine-bench"] {
+        command.args(["--package", program, "--bin", program]);
+    }
     succeed(command, "cargo clippy", "")
 }
 

@@ -1,5 +1,6 @@
 //! The dictionary's place on the disk: found at the start, written while the box runs, closed before a reset.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -115,6 +116,12 @@ impl Dictionary {
             return None;
         }
         Some(self.partition.clone())
+    }
+
+    /// Has something done while the disk is waited for (see [`Disk::set_meanwhile`]).
+    pub fn set_meanwhile(&self, meanwhile: Option<Box<dyn FnMut()>>) {
+        self.partition
+            .with_disk(|disk| disk.set_meanwhile(meanwhile));
     }
 
     /// Bytes of memory for the parts of the dictionary in use.

@@ -23,7 +23,7 @@ const _: () = assert!(SECTOR == SECTOR_SIZE as u64);
 
 /// Two requests of three descriptors each are under way at most.
 const QUEUE: usize = 8;
-/// A read or write that takes longer is late. Nothing is forwarded meanwhile, and the tunnel's peer gives up after 3 s.
+/// A read or write, of whatever length, that takes longer is late. Nothing is forwarded meanwhile, and the tunnel's peer gives up after 3 s.
 const PATIENCE_NS: u64 = 2_000_000_000;
 /// After so many late requests within [`LATE_WINDOW_NS`] the disk is given up.
 const MOST_LATE: u32 = 3;
@@ -95,6 +95,8 @@ pub struct Disk {
     /// Late requests since then.
     late: (u32, u64),
     is_given_up: bool,
+    /// What is done while the disk is waited for.
+    meanwhile: Option<Box<dyn FnMut()>>,
     /// What went through it.
     pub counters: Counters,
 }
@@ -164,6 +166,7 @@ impl Disk {
             flushed: None,
             late: (0, 0),
             is_given_up: false,
+            meanwhile: None,
             counters: Counters::default(),
         })
     }
@@ -171,6 +174,18 @@ impl Disk {
     /// Whether the disk only reads.
     pub fn is_read_only(&self) -> bool {
         self.features.is_read_only()
+    }
+
+    /// Has something short done, again and again, while the disk is waited for. It must not use the disk.
+    pub fn set_meanwhile(&mut self, meanwhile: Option<Box<dyn FnMut()>>) {
+        self.meanwhile = meanwhile;
+    }
+
+    fn pause(&mut self) {
+        match &mut self.meanwhile {
+            Some(meanwhile) => meanwhile(),
+            None => core::hint::spin_loop(),
+        }
     }
 
     /// The disk is not used any more. What it was given stays untouched for ever.
@@ -209,15 +224,15 @@ impl Disk {
     }
 
     /// Gives a request to the device; the data of a read or write is in the first `length` bytes of the buffer.
-    fn submit(&mut self, request: Request, length: usize) -> Result<(), DiskFailed> {
+    fn submit(&mut self, request: Request, length: usize, until_ns: u64) -> Result<(), DiskFailed> {
         if self.is_busy(request) {
             return Err(DiskFailed);
         }
         self.counters.requests += 1;
         let data = self.data.get_mut(..length).ok_or(DiskFailed)?;
-        let (frame, patience_ns) = match request {
-            Request::Flush => (&mut *self.flush_frame, FLUSH_PATIENCE_NS),
-            _ => (&mut *self.frame, PATIENCE_NS),
+        let frame = match request {
+            Request::Flush => &mut *self.flush_frame,
+            _ => &mut *self.frame,
         };
         frame.header = request.header();
         frame.answer = [UNANSWERED];
@@ -239,7 +254,7 @@ impl Disk {
             token,
             request,
             length,
-            until_ns: clock::now_ns() + patience_ns,
+            until_ns,
             is_late: false,
         });
         match request {
@@ -300,22 +315,27 @@ impl Disk {
     }
 
     /// Reads or writes the first `length` bytes of the buffer.
-    fn transfer(&mut self, request: Request, length: usize) -> Result<(), DiskFailed> {
-        self.submit(request, length)?;
+    fn transfer(
+        &mut self,
+        request: Request,
+        length: usize,
+        until_ns: u64,
+    ) -> Result<(), DiskFailed> {
+        self.submit(request, length, until_ns)?;
         let started = clock::now_ns();
         let result = loop {
             self.reap();
             if self.is_given_up {
                 break Err(DiskFailed);
             }
-            let Some(pending) = self.transfer else {
+            if self.transfer.is_none() {
                 break self.transferred.take().unwrap_or(Err(DiskFailed));
-            };
-            if clock::now_ns() > pending.until_ns {
+            }
+            if clock::now_ns() > until_ns {
                 self.note_late();
                 break Err(DiskFailed);
             }
-            core::hint::spin_loop();
+            self.pause();
         };
         self.counters.waited_ns += clock::now_ns().saturating_sub(started);
         result
@@ -345,8 +365,9 @@ impl Blocks for Disk {
 
     fn read(&mut self, lba: u64, out: &mut [u8]) -> Result<(), DiskFailed> {
         let mut sector = self.sector(lba, out.len())?;
+        let until_ns = clock::now_ns() + PATIENCE_NS;
         for piece in out.chunks_mut(PIECE) {
-            self.transfer(Request::Read(sector), piece.len())?;
+            self.transfer(Request::Read(sector), piece.len(), until_ns)?;
             piece.copy_from_slice(self.data.get(..piece.len()).ok_or(DiskFailed)?);
             sector += piece.len() as u64 / SECTOR;
         }
@@ -355,6 +376,7 @@ impl Blocks for Disk {
 
     fn write(&mut self, lba: u64, bytes: &[u8]) -> Result<(), DiskFailed> {
         let mut sector = self.sector(lba, bytes.len())?;
+        let until_ns = clock::now_ns() + PATIENCE_NS;
         for piece in bytes.chunks(PIECE) {
             // The device may still have the buffer.
             if self.is_busy(Request::Write(sector)) {
@@ -364,7 +386,7 @@ impl Blocks for Disk {
                 .get_mut(..piece.len())
                 .ok_or(DiskFailed)?
                 .copy_from_slice(piece);
-            self.transfer(Request::Write(sector), piece.len())?;
+            self.transfer(Request::Write(sector), piece.len(), until_ns)?;
             sector += piece.len() as u64 / SECTOR;
         }
         Ok(())
@@ -374,7 +396,7 @@ impl Blocks for Disk {
         // One that is under way may have begun before the last write. Whoever waits for it is served by this one.
         let is_awaited = self.flush.is_some() || self.flushed.is_some();
         while self.flush.is_some() && self.end_flush().is_none() {
-            core::hint::spin_loop();
+            self.pause();
         }
         self.begin_flush()?;
         loop {
@@ -382,7 +404,7 @@ impl Blocks for Disk {
                 self.flushed = is_awaited.then_some(ended);
                 return ended;
             }
-            core::hint::spin_loop();
+            self.pause();
         }
     }
 }
@@ -393,7 +415,8 @@ impl Flushes for Disk {
             self.flushed = Some(Ok(()));
             return Ok(());
         }
-        self.submit(Request::Flush, 0)?;
+        let until_ns = clock::now_ns() + FLUSH_PATIENCE_NS;
+        self.submit(Request::Flush, 0, until_ns)?;
         self.flushed = None;
         Ok(())
     }

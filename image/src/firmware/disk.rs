@@ -172,8 +172,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// What remains of the disk when the firmware is gone; none without a partition `store`.
+    /// What remains of the disk when the firmware is gone; none without a partition `store` that can be written.
     pub fn boot_disk(&self) -> Option<BootDisk> {
+        if self.disk.is_read_only {
+            return None;
+        }
         let store = self.table.find(Partition::Store).ok().flatten()?;
         Some(BootDisk {
             controller: self.disk.controller,

@@ -110,7 +110,8 @@ pub struct Peer {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// Memory for the dictionaries of both directions together. By default a quarter of the box's memory.
+    /// Memory for the dictionaries of both directions together; if they are on the disk, for their index and the parts in use.
+    /// By default a quarter of the box's memory.
     #[serde(default)]
     pub memory: Option<ByteSize>,
 }

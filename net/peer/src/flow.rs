@@ -1,5 +1,6 @@
 //! One connection: an ordinary TCP socket, moved to and from a tunnel stream.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::rc::Rc;
@@ -25,15 +26,31 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the end of a finished stream may take to be decoded.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes read from a socket at once.
+/// Bytes read from a socket at once: two turns.
 const READ: usize = 128 * 1024;
+
+/// A turn that gave the tunnel so many bytes has them sent before the next flow's.
+const WORTH_SENDING: u64 = 4 * 1024;
+
+/// What sockets are read to, one after the other: it stays in the CPU's caches.
+pub struct Buffer(RefCell<Box<[u8]>>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer(RefCell::new(vec![0; READ].into()))
+    }
+}
 
 /// A host's socket as the pump sees it.
 struct Socket {
     tcp: TcpStream,
-    buffer: Vec<u8>,
+    hub: Rc<Hub>,
+    /// What was read and is not taken: `from..to` of the hub's buffer, or of `kept` if that holds anything.
     from: usize,
     to: usize,
+    kept: Vec<u8>,
+    /// The last read filled the buffer: more will be there at once.
+    has_more: bool,
     has_ended: bool,
     is_broken: bool,
     read_blocked: bool,
@@ -42,16 +59,16 @@ struct Socket {
 
 impl Socket {
     /// `early`: bytes that were read from it before.
-    fn new(tcp: TcpStream, early: &[u8]) -> Socket {
+    fn new(hub: &Rc<Hub>, tcp: TcpStream, early: &[u8]) -> Socket {
         // Blocks are written whole as soon as they are there: waiting for more helps nobody.
         let _ = tcp.set_nodelay(true);
-        let mut buffer = early.to_vec();
-        buffer.resize(READ.max(early.len()), 0);
         Socket {
             tcp,
-            buffer,
+            hub: hub.clone(),
             from: 0,
             to: early.len(),
+            kept: early.to_vec(),
+            has_more: false,
             has_ended: false,
             is_broken: false,
             read_blocked: false,
@@ -65,11 +82,26 @@ impl Socket {
         }
         self.from = 0;
         self.to = 0;
-        match self.tcp.try_read(&mut self.buffer) {
+        self.kept = Vec::new();
+        self.has_more = false;
+        match self.tcp.try_read(&mut self.hub.buffer.0.borrow_mut()) {
             Ok(0) => self.has_ended = true,
-            Ok(len) => self.to = len,
+            Ok(len) => {
+                self.to = len;
+                self.has_more = len == READ;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.read_blocked = true,
             Err(_) => self.is_broken = true,
+        }
+    }
+
+    /// The turn is over: the next may read to the buffer.
+    fn keep(&mut self) {
+        if self.kept.is_empty() && self.from < self.to {
+            let buffer = self.hub.buffer.0.borrow();
+            self.kept.extend_from_slice(&buffer[self.from..self.to]);
+            self.to -= self.from;
+            self.from = 0;
         }
     }
 
@@ -87,8 +119,8 @@ pub fn reset(tcp: &TcpStream) {
 impl Host for Socket {
     fn readable(&mut self) -> usize {
         self.fill();
-        // A full buffer: more will be there at once, and blocks may wait for it.
-        self.to - self.from + usize::from(self.to == READ)
+        // Blocks may wait for what will be there at once.
+        self.to - self.from + usize::from(self.has_more)
     }
 
     fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming {
@@ -101,7 +133,13 @@ impl Host for Socket {
                 return Incoming::Finished;
             }
         }
-        let taken = take(&self.buffer[self.from..self.to]).min(self.to - self.from);
+        let (from, to) = (self.from, self.to);
+        let taken = if self.kept.is_empty() {
+            take(&self.hub.buffer.0.borrow()[from..to])
+        } else {
+            take(&self.kept[from..to])
+        };
+        let taken = taken.min(to - from);
         self.from += taken;
         Incoming::Bytes(taken)
     }
@@ -196,7 +234,7 @@ pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Ope
 /// Branch: moves bytes between the client and an opened flow. `early` are bytes of the client that were read before.
 pub async fn carry(hub: &Rc<Hub>, opened: Opened, tcp: TcpStream, early: &[u8]) {
     let Opened { stream, pump, slot } = opened;
-    let end = run(hub, stream, pump, &slot, Socket::new(tcp, early)).await;
+    let end = run(hub, stream, pump, &slot, Socket::new(hub, tcp, early)).await;
     hub.leave(stream, &slot, end);
 }
 
@@ -240,7 +278,7 @@ pub async fn serve(hub: Rc<Hub>, stream: StreamId, slot: Rc<Slot>) {
     let end = match connected {
         Ok(tcp) => {
             let pump = hub.session.borrow_mut().accept(stream);
-            run(&hub, stream, pump, &slot, Socket::new(tcp, &[])).await
+            run(&hub, stream, pump, &slot, Socket::new(&hub, tcp, &[])).await
         }
         Err(code) => {
             let end = End::of(code);
@@ -301,11 +339,17 @@ async fn run(
         socket.read_blocked = false;
         socket.write_blocked = false;
         let (from, to) = (pump.from_host, pump.to_host);
+        let sent = pump.statistics().wire_bytes;
         let result = hub
             .session
             .borrow_mut()
             .turn(stream, &mut pump, &mut socket);
-        hub.dirty.notify_one();
+        socket.keep();
+        if pump.statistics().wire_bytes - sent >= WORTH_SENDING {
+            hub.interleave();
+        } else {
+            hub.dirty.notify_one();
+        }
         add(&hub.counters.from_hosts, pump.from_host - from);
         add(&hub.counters.to_hosts, pump.to_host - to);
         slot.numbers.set(Numbers::of(&pump));

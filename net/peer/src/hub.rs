@@ -64,8 +64,11 @@ pub struct Hub {
     pub session: RefCell<Session>,
     /// The flows in it.
     pub slots: RefCell<HashMap<StreamId, Rc<Slot>>>,
-    /// There is something to send.
+    /// There is something to send, or another time to wake up at.
     pub dirty: Notify,
+    sending: RefCell<Sending>,
+    /// What its flows' sockets are read to.
+    pub buffer: flow::Buffer,
     /// What became of flows.
     pub counters: Counters,
     /// Where ended flows are noted.
@@ -93,6 +96,8 @@ impl Hub {
             session: RefCell::new(Session::new(config, Instant::ZERO)),
             slots: RefCell::default(),
             dirty: Notify::new(),
+            sending: RefCell::default(),
+            buffer: flow::Buffer::default(),
             counters: Counters::default(),
             started: std::time::Instant::now(),
         })
@@ -136,12 +141,8 @@ impl Hub {
     /// # Errors
     /// The socket's, when it is of no use any more.
     pub async fn carry(self: &Rc<Hub>) -> io::Result<()> {
-        let mut out = Sending::default();
         loop {
-            self.handle_notices();
-            let blocked = !self.transmit(&mut out);
-            // Sending may have told something, too.
-            self.handle_notices();
+            let blocked = !self.step();
             let now = self.now();
             let wait = match self.session.borrow().next_wakeup(now) {
                 Some(at) => at.since(now),
@@ -155,8 +156,27 @@ impl Hub {
         }
     }
 
+    /// Between the turns of busy flows: takes in what has come, and sends. Otherwise the line would wait while fifty flows have
+    /// theirs, and look slow.
+    pub fn interleave(self: &Rc<Hub>) {
+        // What is wrong with the socket is found where it is listened to.
+        let _ = self.wire.receive_now();
+        self.step();
+        self.dirty.notify_one();
+    }
+
+    /// Acts on what came, and sends. `false`: the socket takes no more at the moment.
+    fn step(self: &Rc<Hub>) -> bool {
+        self.handle_notices();
+        let all = self.transmit();
+        // Sending may have told something, too.
+        self.handle_notices();
+        all
+    }
+
     /// Sends all that may go now. `false`: the socket takes no more at the moment.
-    fn transmit(&self, out: &mut Sending) -> bool {
+    fn transmit(&self) -> bool {
+        let out = &mut *self.sending.borrow_mut();
         let most = self.wire.max_batch();
         loop {
             if !out.is_full(most) {

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use outpost_config::Step::{self, Index, Key};
 use outpost_config::{Peer, ProgramConfig, Proxy, Role, Socks, Transparent};
-use outpost_net::flow::SessionConfig;
+use outpost_net::flow::{SessionConfig, store_owner};
 use outpost_net::tunnel::{Endpoint, TunnelConfig, public_key};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -193,11 +193,13 @@ impl Program {
                 wire
             }
         };
-        let place = store::place(&self.config.store, &peer.name, self.config.peers.len())
+        let tunnel = TunnelConfig::new(self.config.private_key.0, peer.public_key.0);
+        let (owner, peers) = (store_owner(&tunnel), self.config.peers.len());
+        let place = store::place(&self.config.store, &peer.name, owner, peers)
             .await
             .map_err(|message| StartError::new(&[Key("store"), Key("path")], message))?;
         let config = SessionConfig {
-            tunnel: TunnelConfig::new(self.config.private_key.0, peer.public_key.0),
+            tunnel,
             endpoint: match self.config.role {
                 Role::Core => None,
                 Role::Branch => peer.endpoint.map(|at| Endpoint::new(*at.ip(), at.port())),

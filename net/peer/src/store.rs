@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use outpost_config::ProgramStore;
 use outpost_net::flow::StoreParts;
-use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC};
+use outpost_net::store::{BLOCK, BlockDevice, DeviceError, Disk, MAGIC, is_other_format};
 
 use crate::hub::Hub;
 
@@ -84,11 +84,19 @@ pub struct Place {
     file: Option<Arc<File>>,
 }
 
-/// The place for the dictionaries with the peer called `name`, of `peers` peers in all.
+/// The place for the dictionaries with the peer called `name`, of `peers` peers in all; `owner` is what [`store_owner`] makes of
+/// its keys.
 ///
 /// # Errors
 /// What is wrong with `[store]`, in words.
-pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Place, String> {
+///
+/// [`store_owner`]: outpost_net::flow::store_owner
+pub async fn place(
+    config: &ProgramStore,
+    name: &str,
+    owner: [u8; 32],
+    peers: usize,
+) -> Result<Place, String> {
     let bytes = |size: Option<outpost_config::ByteSize>| size.map(|size| size.bytes());
     let memory = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let Some(path) = &config.path else {
@@ -99,10 +107,7 @@ pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Pl
         };
         return Ok(Place { parts, file: None });
     };
-    let path = match peers {
-        0 | 1 => PathBuf::from(path),
-        _ => PathBuf::from(format!("{path}.{name}")),
-    };
+    let path = path_of(path, name, owner, peers);
     let size = bytes(config.size).unwrap_or(ON_DISK) / peers.max(1) as u64;
     if size < Disk::LEAST_BYTES {
         return Err(format!(
@@ -122,6 +127,32 @@ pub async fn place(config: &ProgramStore, name: &str, peers: usize) -> Result<Pl
         parts,
         file: Some(file),
     })
+}
+
+/// The file of the peer called `name`: `path`, if that is its store already, or if it is the only peer; otherwise `path.name`. So
+/// no peer loses its store when others come or go.
+fn path_of(path: &str, name: &str, owner: [u8; 32], peers: usize) -> PathBuf {
+    let named = PathBuf::from(format!("{path}.{name}"));
+    let path = PathBuf::from(path);
+    let is_own = owner_of(&path) == Some(owner);
+    if is_own || (peers <= 1 && !named.exists()) {
+        path
+    } else {
+        named
+    }
+}
+
+/// Whose store a file is, if it is one.
+fn owner_of(path: &Path) -> Option<[u8; 32]> {
+    // What is neither a file nor a device might never be opened, and is refused later.
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    if !(kind.is_file() || kind.is_block_device()) {
+        return None;
+    }
+    let mut file = File::open(path).ok()?;
+    let size = file.seek(SeekFrom::End(0)).ok()?;
+    let file = Arc::new(file);
+    Disk::owner(&FileDevice { file, size })
 }
 
 /// Opens a file for this process alone. One that is just stopping, or a peer that is just being replaced, is waited for.
@@ -162,7 +193,10 @@ fn prepare(mut file: File, size: u64) -> Result<FileDevice, String> {
             "this holds something that is no store, and is left as it is; give another path, or remove it",
         ));
     }
-    let size = if kind.is_file() {
+    // A store of a newer format is left alone, its size too; the engine says so.
+    let size = if is_newer(&file) {
+        has
+    } else if kind.is_file() {
         if has != size {
             file.set_len(size).map_err(words)?;
         }
@@ -188,6 +222,12 @@ fn is_ours(file: &File, size: u64) -> bool {
         return true;
     }
     head.iter().all(|byte| *byte == 0) || head.chunks(BLOCK).any(|block| block.starts_with(&MAGIC))
+}
+
+/// Whether a file holds a store of a format that this version does not know.
+fn is_newer(file: &File) -> bool {
+    let mut head = [0; 2 * BLOCK];
+    file.read_exact_at(&mut head, 0).is_ok() && is_other_format(&head)
 }
 
 impl Place {
@@ -234,7 +274,10 @@ impl Place {
 async fn sync(hub: &Hub, file: Arc<File>) {
     let ticket = hub.session.borrow_mut().sync_store();
     let flushed = tokio::task::spawn_blocking(move || file.sync_data()).await;
-    if let Ok(Ok(())) = flushed {
-        hub.session.borrow_mut().store_flushed(ticket);
+    let mut session = hub.session.borrow_mut();
+    match flushed {
+        Ok(Ok(())) => session.store_flushed(ticket),
+        Ok(Err(error)) => session.store_flush_failed(failed(&error)),
+        Err(_) => {}
     }
 }

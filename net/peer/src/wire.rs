@@ -23,6 +23,7 @@ const SOCKET_BUFFER: usize = 4 << 20;
 pub struct Wire {
     socket: UdpSocket,
     state: UdpSocketState,
+    buffer: RefCell<Vec<u8>>,
     hubs: RefCell<Vec<Rc<Hub>>>,
     /// Core: finds out whose a datagram is.
     reception: Option<RefCell<Reception>>,
@@ -44,6 +45,7 @@ impl Wire {
         Ok(Rc::new(Wire {
             socket,
             state,
+            buffer: RefCell::new(vec![0; BATCH_BYTES.next_multiple_of(65_536)]),
             hubs: RefCell::default(),
             reception: core
                 .map(|(private, seed)| RefCell::new(Reception::new(private, seed, Instant::ZERO))),
@@ -85,25 +87,42 @@ impl Wire {
     /// # Errors
     /// The socket's, when it is of no use any more.
     pub async fn listen(&self) -> io::Result<()> {
-        let mut buffer = vec![0; BATCH_BYTES.next_multiple_of(65_536)];
         loop {
             self.socket.readable().await?;
-            self.receive(&mut buffer)?;
+            self.receive(|socket, buffers, meta| {
+                self.socket.try_io(Interest::READABLE, || {
+                    self.state.recv(socket, buffers, meta)
+                })
+            })?;
             // The peers answer before more is taken in.
             tokio::task::yield_now().await;
         }
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<()> {
+    /// Receives what is there, whether the runtime has seen it or not.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn receive_now(&self) -> io::Result<()> {
+        self.receive(|socket, buffers, meta| self.state.recv(socket, buffers, meta))
+    }
+
+    fn receive(
+        &self,
+        from_kernel: impl Fn(
+            UdpSockRef<'_>,
+            &mut [IoSliceMut<'_>],
+            &mut [RecvMeta],
+        ) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let buffer = &mut *self.buffer.borrow_mut();
         for _ in 0..BATCHES {
             let mut meta = [RecvMeta::default()];
-            let result = self.socket.try_io(Interest::READABLE, || {
-                self.state.recv(
-                    UdpSockRef::from(&self.socket),
-                    &mut [IoSliceMut::new(buffer)],
-                    &mut meta,
-                )
-            });
+            let result = from_kernel(
+                UdpSockRef::from(&self.socket),
+                &mut [IoSliceMut::new(buffer)],
+                &mut meta,
+            );
             match result {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),

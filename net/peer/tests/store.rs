@@ -242,6 +242,41 @@ fn one_end_wiped_or_another_peers_is_served_and_warms_up() {
 }
 
 #[test]
+fn a_second_peer_takes_nothing_from_the_first() {
+    let mut pair = Pair::new("second");
+    let bytes = noise(4, 4 << 20);
+    pair.exchange(&bytes);
+    let config = pair.folder.join("core.toml");
+    let one = std::fs::read_to_string(&config).unwrap();
+    let (_, public) = keys();
+    let second = format!("[[peer]]\nname = \"second\"\npublic_key = \"{public}\"\n");
+    let (before, first) = one.split_at(one.find("[[peer]]").unwrap());
+    // Before the first, behind it, and gone again.
+    for text in [
+        format!("{before}{second}{first}"),
+        format!("{one}{second}"),
+        one.clone(),
+    ] {
+        pair.stop("-TERM");
+        std::fs::write(&config, text).unwrap();
+        pair.start();
+        let again = pair.exchange(&bytes);
+        assert!(again < 12_000, "{again} bytes");
+    }
+    assert!(pair.folder.join("core.store.second").exists());
+    // The only peer left keeps the name that it had among several.
+    pair.stop("-TERM");
+    std::fs::rename(
+        pair.folder.join("core.store"),
+        pair.folder.join("core.store.branch"),
+    )
+    .unwrap();
+    pair.start();
+    let again = pair.exchange(&bytes);
+    assert!(again < 12_000, "{again} bytes");
+}
+
+#[test]
 fn a_killed_end_loses_at_most_what_was_new() {
     let mut pair = Pair::new("killed");
     let bytes = noise(3, 6 << 20);

@@ -72,6 +72,11 @@ impl Encoder {
         !self.pending.is_empty()
     }
 
+    /// Whether the last bytes taken in go on with a long repeat.
+    pub fn is_copying(&self) -> bool {
+        self.copying && self.search.live
+    }
+
     /// Takes in at most [`Encoder::writable`] bytes of `input`, appends whole blocks to `out` and returns how many
     /// bytes were taken. Nothing is taken when the sender's session is not the one that the encoder was made in.
     pub fn encode<S: Store>(
@@ -93,6 +98,9 @@ impl Encoder {
             let Some(bytes) = input.get(taken..taken + now) else {
                 break;
             };
+            if self.pending.is_empty() && now >= MAX_BLOCK / 4 {
+                self.pending.reserve_exact(MAX_BLOCK);
+            }
             self.pending.extend_from_slice(bytes);
             taken += now;
             sender.statistics.raw_bytes += now as u64;

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::ControlError;
-use super::codec::Workspace;
+use super::codec::{self, Workspace};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
@@ -169,6 +169,18 @@ impl<S: Store> Receiver<S> {
                         None => self.statistics.stray_answers += 1,
                     }
                 }
+                Message::CodedAnswer {
+                    flow,
+                    block,
+                    raw,
+                    body,
+                } => match self.answers.get_mut(&(flow, block)) {
+                    Some(slot) => {
+                        let bytes = codec::decode_alone(&mut self.workspace, &body, raw);
+                        *slot = Some(bytes.ok_or(ControlError::Malformed)?);
+                    }
+                    None => self.statistics.stray_answers += 1,
+                },
                 _ => return Err(ControlError::OutOfPlace),
             }
         }

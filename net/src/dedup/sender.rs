@@ -188,7 +188,17 @@ impl<S: Store> Sender<S> {
                 0 => self.statistics.refetches_gone += 1,
                 len => self.statistics.refetched_bytes += len as u64,
             }
-            Message::Answer { flow, block, bytes }.emit(out);
+            let raw = bytes.len();
+            match self.coder.encode_alone(&bytes) {
+                Some(body) => Message::CodedAnswer {
+                    flow,
+                    block,
+                    raw,
+                    body,
+                },
+                None => Message::Answer { flow, block, bytes },
+            }
+            .emit(out);
         }
         self.statistics.control_bytes += (out.len() - start) as u64;
     }
@@ -223,7 +233,9 @@ impl<S: Store> Sender<S> {
                 } => self.greeted(log, capacity, ranges)?,
                 Message::Confirm { flow, blocks } => self.confirm(flow, blocks)?,
                 Message::Refetch { flow, block, lost } => self.refetch(flow, block, &lost)?,
-                Message::SenderHello { .. } | Message::Answer { .. } => {
+                Message::SenderHello { .. }
+                | Message::Answer { .. }
+                | Message::CodedAnswer { .. } => {
                     return Err(ControlError::OutOfPlace);
                 }
             }
@@ -302,8 +314,12 @@ impl<S: Store> Sender<S> {
             }
             // The decoder must hear that nothing will come.
             self.statistics.stale_messages += 1;
-            if self.wanted.len() < MOST_CLOSED && !self.wanted.contains(&(id, block)) {
-                self.wanted.push_back((id, block));
+            if !self.wanted.contains(&(id, block)) {
+                if self.wanted.len() < MOST_CLOSED {
+                    self.wanted.push_back((id, block));
+                } else {
+                    self.statistics.refetches_dropped += 1;
+                }
             }
             return Ok(());
         };

@@ -29,12 +29,14 @@ pub struct SenderStatistics {
     pub stored_bytes: u64,
     /// Blocks that the peer asked for again.
     pub refetches: u64,
-    /// Bytes sent again as literals.
+    /// Bytes of blocks sent again, before compression.
     pub refetched_bytes: u64,
     /// Blocks kept aside because the log ran over them before the peer had confirmed them.
     pub kept_aside: u64,
     /// Blocks asked for again that were gone here too: the flow had been closed long before.
     pub refetches_gone: u64,
+    /// Requests for blocks of flows that are gone which were not answered, because too many already waited.
+    pub refetches_dropped: u64,
     /// Confirmations and requests for flows that are gone.
     pub stale_messages: u64,
     /// Bytes sent and not confirmed yet (now); a short block counts for what it costs to remember.

@@ -282,6 +282,17 @@ pub enum Message {
         /// The bytes that it stands for.
         bytes: Vec<u8>,
     },
+    /// The same, compressed.
+    CodedAnswer {
+        /// The flow.
+        flow: FlowId,
+        /// The block's number in its flow, from 0.
+        block: u32,
+        /// How many bytes it stands for: at most [`MAX_BLOCK`], and more than `body` has.
+        raw: usize,
+        /// A coded body that refers to nothing outside it and begins with the standard tables.
+        body: Vec<u8>,
+    },
 }
 
 fn put_ranges(out: &mut Vec<u8>, ranges: &[Range<u64>]) {
@@ -347,6 +358,18 @@ impl Message {
                 put_number(&mut message, u64::from(*block));
                 message.extend_from_slice(bytes);
             }
+            Message::CodedAnswer {
+                flow,
+                block,
+                raw,
+                body,
+            } => {
+                message.push(6);
+                put_number(&mut message, u64::from(*flow));
+                put_number(&mut message, u64::from(*block));
+                put_number(&mut message, *raw as u64);
+                message.extend_from_slice(body);
+            }
         }
         put_number(out, message.len() as u64);
         out.extend_from_slice(&message);
@@ -381,6 +404,20 @@ impl Message {
                     return Err(Malformed);
                 }
                 Message::Answer { flow, block, bytes }
+            }
+            6 => {
+                let (flow, block, raw) = (reader.small()?, reader.small()?, reader.small()?);
+                let raw = usize::try_from(raw).map_err(|_| Malformed)?;
+                let body = core::mem::take(&mut reader.0).to_vec();
+                if raw > MAX_BLOCK || body.len() >= raw {
+                    return Err(Malformed);
+                }
+                Message::CodedAnswer {
+                    flow,
+                    block,
+                    raw,
+                    body,
+                }
             }
             _ => return Err(Malformed),
         };

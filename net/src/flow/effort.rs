@@ -17,10 +17,20 @@ const FEW: u32 = 8;
 const MOST: u32 = 24;
 
 /// What the last turns of all flows showed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Gauge {
     points: u32,
     fast: bool,
+}
+
+/// At first the CPU is the bottleneck: a slow line shows itself with the first full buffer after it has been filled.
+impl Default for Gauge {
+    fn default() -> Self {
+        Gauge {
+            points: FEW,
+            fast: true,
+        }
+    }
 }
 
 impl Gauge {
@@ -30,9 +40,10 @@ impl Gauge {
         self.fast |= self.points >= ENOUGH;
     }
 
-    /// The tunnel did not take all that was encoded: what it holds drains in `drains`, if that is known.
+    /// The tunnel did not take all that was encoded: what it holds drains in `drains`. Before that is known full buffers say only
+    /// that the tunnel is new.
     pub fn line_is_full(&mut self, drains: Option<Duration>) {
-        if drains.is_some_and(|time| time < LONG) {
+        if drains.is_none_or(|time| time < LONG) {
             return;
         }
         self.points = self.points.saturating_sub(FULL);
@@ -58,6 +69,8 @@ mod tests {
     #[test]
     fn a_slow_cpu_lowers_the_effort_and_a_slow_line_raises_it() {
         let mut gauge = Gauge::default();
+        assert_eq!(gauge.effort(), Effort::Fast);
+        gauge.line_is_full(SLOW);
         for _ in 0..15 {
             gauge.host_waits();
             assert_eq!(gauge.effort(), Effort::Full);
@@ -90,6 +103,6 @@ mod tests {
         for _ in 0..3 {
             gauge.line_is_full(None);
         }
-        assert_eq!(gauge.effort(), Effort::Full);
+        assert_eq!(gauge.effort(), Effort::Fast, "the tunnel is new");
     }
 }

@@ -11,7 +11,7 @@ use super::effort::Gauge;
 use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
-use crate::store::{BlockDevice, Disk, DiskLog, Opened, StoreStatistics, Ticket};
+use crate::store::{BlockDevice, DeviceError, Disk, DiskLog, Opened, StoreStatistics, Ticket};
 use crate::time::Instant;
 use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig, public_key};
 
@@ -104,7 +104,7 @@ pub struct StoreParts {
 pub struct StoreTicket(Option<Ticket>, Option<Ticket>);
 
 /// Whose store it is: a digest of both public keys, ours first.
-fn owner(config: &TunnelConfig) -> [u8; 32] {
+pub fn store_owner(config: &TunnelConfig) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(b"outpost store");
     hash.update(public_key(&config.private_key));
@@ -125,7 +125,7 @@ fn on_device(
     let (name, keys) = seed.split_at_mut(16);
     keys.copy_from_slice(&random.seed());
     name.copy_from_slice(random.seed().get(..16).unwrap_or(&[0; 16]));
-    let disk = Disk::open(device, owner(&ends.config), seed)?;
+    let disk = Disk::open(device, store_owner(&ends.config), seed)?;
     match disk.opened() {
         Opened::Own => {}
         Opened::Blank => log::info!("store: there is none yet; started"),
@@ -206,7 +206,14 @@ impl Link {
         let Some(device) = &self.device else { return };
         match device.flush() {
             Ok(()) => self.store_flushed(ticket),
-            Err(error) => log::warn!("the store cannot be flushed: {error}"),
+            Err(error) => self.store_flush_failed(error),
+        }
+    }
+
+    /// The store's device has refused a flush.
+    pub fn store_flush_failed(&mut self, error: DeviceError) {
+        if let Some(log) = self.receiver.place().disk() {
+            log.flush_failed(error);
         }
     }
 

@@ -10,8 +10,8 @@ use crate::wire::FlowKey;
 
 /// First byte of a stream for a flow: the version of this protocol.
 pub const OPEN: u8 = 0x11;
-/// First byte of the stream for control messages.
-pub const CONTROL: u8 = 0x12;
+/// First byte of the stream for control messages: their version.
+pub const CONTROL: u8 = 0x13;
 /// The core's answer when the server has accepted the connection.
 pub const OPENED: u8 = 0x21;
 

@@ -8,6 +8,6 @@ pub(crate) mod newcomer;
 mod pump;
 mod session;
 
-pub use link::{StoreParts, StoreTicket};
+pub use link::{StoreParts, StoreTicket, store_owner};
 pub use pump::{Host, Incoming, Pump};
 pub use session::{Notice, Session, SessionConfig};

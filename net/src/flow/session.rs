@@ -4,7 +4,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::link::{Ends, Link, StoreParts, StoreTicket};
 use super::message::{self, Code, OPENED};
@@ -12,7 +12,7 @@ use super::newcomer::{Greeting, Newcomer};
 use super::pump::{Host, Pump};
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
 use crate::hash::{Keyed, Random};
-use crate::store::StoreStatistics;
+use crate::store::{DeviceError, StoreStatistics};
 use crate::time::Instant;
 use crate::tunnel::{
     DownReason, Endpoint, Event, State, StreamId, TunnelConfig, TunnelStatistics, WrongKey,
@@ -53,7 +53,7 @@ pub struct Session {
     link: Link,
     random: Random,
     newcomers: HashMap<StreamId, Newcomer, Keyed>,
-    awaiting_control: Vec<StreamId>,
+    awaiting_control: HashSet<StreamId, Keyed>,
     notices: VecDeque<Notice>,
     bad_streams: u64,
 }
@@ -70,8 +70,8 @@ impl Session {
         Session {
             link: Link::new(ends, &mut random, config.store, now),
             random,
-            newcomers: HashMap::with_hasher(hash),
-            awaiting_control: Vec::new(),
+            newcomers: HashMap::with_hasher(hash.clone()),
+            awaiting_control: HashSet::with_hasher(hash),
             notices: VecDeque::new(),
             bad_streams: 0,
         }
@@ -164,8 +164,8 @@ impl Session {
     ) -> Result<bool, Code> {
         let up = pump.up(host, &mut self.link);
         let down = pump.down(host, &mut self.link)?;
-        if pump.awaits_control() && !self.awaiting_control.contains(&stream) {
-            self.awaiting_control.push(stream);
+        if pump.awaits_control() {
+            self.awaiting_control.insert(stream);
         }
         Ok(up || down)
     }
@@ -231,6 +231,11 @@ impl Session {
     /// The store's device has been flushed since the ticket was given.
     pub fn store_flushed(&mut self, ticket: StoreTicket) {
         self.link.store_flushed(ticket);
+    }
+
+    /// The store's device has refused a flush instead.
+    pub fn store_flush_failed(&mut self, error: DeviceError) {
+        self.link.store_flush_failed(error);
     }
 
     /// Writes all of the dictionaries and flushes their device: for an orderly stop.
@@ -310,7 +315,7 @@ impl Session {
         match self.link.read_control() {
             Ok(false) => {}
             Ok(true) => {
-                let waiting = self.awaiting_control.drain(..).map(Notice::Wake);
+                let waiting = self.awaiting_control.drain().map(Notice::Wake);
                 self.notices.extend(waiting);
             }
             Err(_) => self.link.fail(now),

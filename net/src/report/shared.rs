@@ -133,6 +133,11 @@ pub fn add_dedup(
         sent.literal_bytes,
     );
     counter(
+        "outpost_dedup_refetches_dropped_total",
+        "Requests of the peer for blocks of flows that are gone, not answered because too many waited.",
+        sent.refetches_dropped,
+    );
+    counter(
         "outpost_dedup_missing_total",
         "Blocks asked for again because bytes they refer to are not here.",
         received.missing,

@@ -128,6 +128,18 @@ impl Disk {
         })
     }
 
+    /// Whose store lies on `device`, if one does that this version can use. Nothing is written.
+    pub fn owner(device: &dyn BlockDevice) -> Option<[u8; 32]> {
+        Superblock::AT.iter().find_map(|at| {
+            let mut block = vec![0; BLOCK];
+            device.read(*at, &mut block).ok()?;
+            match Superblock::parse(&block) {
+                Found::Superblock(superblock) => Some(superblock.owner),
+                _ => None,
+            }
+        })
+    }
+
     /// What was found.
     pub fn opened(&self) -> Opened {
         self.opened

@@ -43,6 +43,17 @@ impl core::fmt::Display for DeviceError {
 
 impl core::error::Error for DeviceError {}
 
+/// Whether what begins with the two blocks `head` is a store of another format than this version's.
+pub fn is_other_format(head: &[u8]) -> bool {
+    let found = [0, BLOCK].map(|at| {
+        let block = head.get(at..).unwrap_or_default();
+        layout::Superblock::parse(block)
+    });
+    let is_ours = |found: &layout::Found| matches!(found, layout::Found::Superblock(_));
+    let is_other = |found: &layout::Found| matches!(found, layout::Found::OtherVersion(_));
+    !found.iter().any(is_ours) && found.iter().any(is_other)
+}
+
 /// Something that keeps blocks: a partition, a file. Calls return when they are done; offsets and lengths are multiples of
 /// [`BLOCK`]. Nobody else writes to it.
 pub trait BlockDevice {

@@ -346,6 +346,14 @@ impl DiskLog {
         }
     }
 
+    /// The device has refused a flush: what was written since the last one may not be safe from a power cut.
+    pub fn flush_failed(&mut self, error: DeviceError) {
+        if self.statistics.store_write_errors == 0 {
+            log::warn!("the store cannot be flushed: {error}");
+        }
+        self.statistics.store_write_errors += 1;
+    }
+
     /// The log ends at `head` now: what lies beyond is of no use.
     pub(super) fn cut(&mut self, head: u64) {
         if head >= self.head {

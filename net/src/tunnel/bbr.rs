@@ -142,6 +142,11 @@ impl Bbr {
         (scaled(base, gain) / 100 * PACING_MARGIN_PERCENT).max(self.packet)
     }
 
+    /// Whether the line has shown its rate: it has been filled.
+    pub(super) fn is_filled(&self) -> bool {
+        self.filled
+    }
+
     fn rtt(&self) -> Duration {
         self.min_rtt.unwrap_or(self.initial_rtt)
     }

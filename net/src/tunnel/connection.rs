@@ -495,8 +495,11 @@ impl Connection {
         Some((to, out))
     }
 
-    /// How long the line needs for all that streams hold.
+    /// How long the line needs for all that streams hold, if it has shown its rate.
     pub(super) fn drain_time(&self) -> Option<Duration> {
+        if !self.bbr.is_filled() {
+            return None;
+        }
         let micros = (self.streams.held() as u64).saturating_mul(1_000_000);
         micros
             .checked_div(self.bbr.bandwidth())

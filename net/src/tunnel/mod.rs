@@ -467,7 +467,8 @@ impl Tunnel {
             .transmit(now, &mut self.plain, buffer, &mut self.statistics)
     }
 
-    /// How long the line needs for what is written and not acknowledged, by the model of its rate; `None` before there is one.
+    /// How long the line needs for what is written and not acknowledged, by the model of its rate; `None` before the line
+    /// has been filled once, for until then the model only grows.
     pub fn drain_time(&self) -> Option<Duration> {
         self.connection.as_deref()?.drain_time()
     }

@@ -31,7 +31,7 @@ pub struct TunnelConfig {
     pub receive_memory: u32,
     /// Bytes written and not yet acknowledged that are held at most, over all streams.
     pub send_memory: u32,
-    /// Streams that the peer may have open at once.
+    /// Streams that the peer may have open at once; 256 it always may.
     pub max_streams: u32,
 }
 

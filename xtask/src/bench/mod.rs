@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures beside those of a peer in the same run. Tests are elsewhere: nothing here runs in CI.
 
 mod bytes;
+pub mod engine;
 mod report;
 mod sched;
 
@@ -11,6 +12,8 @@ use anyhow::{Result, ensure};
 pub enum Command {
     /// Bytes on the line and their cost in CPU time, beside zstd: two `outpost-peer` programs on this machine
     Bytes(bytes::Args),
+    /// The dedup engine in the image beside the same on the host: bytes on the line, and instructions for each byte
+    Engine(engine::Args),
     /// The scheduling policies side by side, in the simulator
     Sched(sched::Args),
 }
@@ -22,6 +25,7 @@ pub enum Command {
 pub fn run(command: &Command) -> Result<()> {
     let all_hold = match command {
         Command::Bytes(arguments) => bytes::run(arguments)?,
+        Command::Engine(arguments) => engine::run(arguments)?,
         Command::Sched(arguments) => sched::run(arguments)?,
     };
     ensure!(all_hold, "not every row holds: see above");

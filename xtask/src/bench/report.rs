@@ -34,6 +34,8 @@ pub enum Limit {
     AtMost(f64),
     /// At least so much.
     AtLeast(f64),
+    /// Exactly so much.
+    Equal(f64),
 }
 
 impl Limit {
@@ -41,6 +43,7 @@ impl Limit {
         match self {
             Limit::AtMost(limit) => figure <= limit,
             Limit::AtLeast(limit) => figure >= limit,
+            Limit::Equal(limit) => figure == limit,
         }
     }
 }
@@ -50,6 +53,7 @@ impl fmt::Display for Limit {
         match self {
             Limit::AtMost(limit) => write!(f, "≤ {limit}"),
             Limit::AtLeast(limit) => write!(f, "≥ {limit}"),
+            Limit::Equal(limit) => write!(f, "= {limit}"),
         }
     }
 }
@@ -178,6 +182,8 @@ mod tests {
         let row = Row::new("x", "%", 5.0);
         assert!(row.clone().limited(Limit::AtMost(5.0)).holds);
         assert!(!row.clone().limited(Limit::AtLeast(5.1)).holds);
+        assert!(row.clone().limited(Limit::Equal(5.0)).holds);
+        assert!(!row.clone().limited(Limit::Equal(5.1)).holds);
         let beside = row.clone().beside("y", 10.0);
         assert!(!row.limited_by_ratio(Limit::AtMost(1.0)).holds);
         assert_eq!(beside.ratio, Some(0.5));

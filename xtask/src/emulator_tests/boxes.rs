@@ -51,6 +51,8 @@ pub struct Setup {
     pub read_only: bool,
     /// [`TestBox::hang_disk`] can be used.
     pub disk_can_hang: bool,
+    /// Requests that the disk answers in a second.
+    pub disk_requests: Option<u32>,
     /// Where the WAN card's wire leads; none: to the test.
     pub wan: Option<qemu::Wire>,
     /// How many network cards.
@@ -73,6 +75,7 @@ impl Setup {
             cpu_features: Vec::new(),
             read_only: false,
             disk_can_hang: false,
+            disk_requests: None,
             wan: None,
             nics: 2,
             number: 0,
@@ -113,10 +116,10 @@ impl Setup {
             name,
             trial.stage.accelerator,
             Disk {
-                path: disk.clone(),
-                snapshot: false,
                 read_only: self.read_only,
                 can_hang: self.disk_can_hang,
+                requests_per_second: self.disk_requests,
+                ..Disk::new(disk.clone())
             },
         );
         machine.cpu_features = self.cpu_features.clone();
@@ -418,7 +421,11 @@ impl TestBox {
         Ok(())
     }
 
-    fn crosses(&mut self, lan_to_wan: bool, length: usize) -> Result<()> {
+    /// A frame of `length` bytes crosses the box, and comes out as it went in.
+    ///
+    /// # Errors
+    /// As [`TestBox::forwards`].
+    pub fn crosses(&mut self, lan_to_wan: bool, length: usize) -> Result<()> {
         let (lan, wan) = (self.lan.clone(), self.wan.clone());
         let (inside, outside, tag) = if lan_to_wan {
             (lan, wan, "from LAN to WAN")

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
 use super::{Test, Trial, frames, pages, pair, program, store};
+use crate::bench::engine as bench;
 use crate::image;
 
 /// A boot and a little more.
@@ -47,6 +49,12 @@ pub const ALL: &[Test] = &[
         run: store::disk_hangs,
     },
     Test {
+        name: "disk-slow",
+        about: "while a slow disk's store is opened, the box is a cable",
+        deadline: SHORT,
+        run: store::disk_slow,
+    },
+    Test {
         name: "pages",
         about: "/metrics and /flows are for the LAN, and for nobody on the line",
         deadline: SHORT,
@@ -63,6 +71,12 @@ pub const ALL: &[Test] = &[
         about: "a peer with the wrong key is refused by both, with a reason",
         deadline: SHORT,
         run: pair::wrong_key,
+    },
+    Test {
+        name: "engine",
+        about: "the dedup engine, built for the firmware, sends the same bytes as on the host",
+        deadline: SHORT,
+        run: engine,
     },
     Test {
         name: "forwarding",
@@ -179,6 +193,31 @@ pub const ALL: &[Test] = &[
         run: probe_silent,
     },
 ];
+
+/// What the benchmark measures at length (`cargo xtask bench engine`), with a small pair.
+fn engine(trial: &mut Trial<'_>) -> Result<()> {
+    let (old, new) = bench::generated(1, 256 * 1024);
+    let here = bench::Machine::build()?.measure(&old, &new, &trial.folder)?;
+    let host = bench::on_host(&old, &new)?;
+    let bytes = |all: &[Figures]| -> Vec<_> {
+        all.iter()
+            .map(|it| (it.case, it.bytes, it.line, it.back))
+            .collect()
+    };
+    ensure!(
+        bytes(&here.cases) == bytes(&host),
+        "the engine in the emulator and on the host differ: {:?} and {host:?}",
+        here.cases
+    );
+    ensure!(
+        here.cases
+            .iter()
+            .all(|it| it.encoding > 0 && it.decoding > 0),
+        "no instructions were counted: {:?}",
+        here.cases
+    );
+    Ok(())
+}
 
 fn forwarding(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = Setup::new(CONFIG).start(trial)?;

@@ -171,3 +171,22 @@ pub fn disk_hangs(trial: &mut Trial<'_>) -> Result<()> {
     );
     pair.branch.goes_on(1)
 }
+
+/// While a store is opened, which takes a slow disk seconds, frames cross the box.
+pub fn disk_slow(trial: &mut Trial<'_>) -> Result<()> {
+    let [mut setup, _] = Configs::matching()?.setups();
+    setup.disk_requests = Some(60);
+    let mut machine = setup.start(trial)?;
+    machine.console("store: there is none yet")?;
+    machine.crosses(true, 1514)?;
+    ensure!(
+        machine.said(|said| !said
+            .console
+            .iter()
+            .any(|line| line.contains("MiB on disk,"))),
+        "nothing crossed before the store was open"
+    );
+    machine.console("MiB on disk,")?;
+    machine.forwards()?;
+    machine.goes_on(1)
+}

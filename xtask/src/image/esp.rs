@@ -19,6 +19,14 @@ const CONFIG: &str = "outpost.toml";
 /// # Errors
 /// When they do not fit.
 pub fn make(efi: &[u8], config: &str, bytes: u64) -> Result<Vec<u8>> {
+    volume(&[(LOADER, efi), (CONFIG, config.as_bytes())], bytes)
+}
+
+/// A FAT32 file system of `bytes` with these files, and the folder that holds the loader. The same inputs give the same bytes.
+///
+/// # Errors
+/// When they do not fit.
+pub fn volume(files: &[(&str, &[u8])], bytes: u64) -> Result<Vec<u8>> {
     let mut volume = vec![0; usize::try_from(bytes)?];
     let options = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)
@@ -32,8 +40,9 @@ pub fn make(efi: &[u8], config: &str, bytes: u64) -> Result<Vec<u8>> {
     {
         let root = system.root_dir();
         root.create_dir("EFI")?.create_dir("BOOT")?;
-        write(&system, LOADER, efi)?;
-        write(&system, CONFIG, config.as_bytes())?;
+        for (path, bytes) in files {
+            write(&system, path, bytes)?;
+        }
     }
     system
         .unmount()

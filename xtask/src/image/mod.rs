@@ -13,6 +13,7 @@ use outpost_image_format::{Digest, KERNEL, Partition, Pin, RAMDISK, Slot, SlotWr
 
 pub use command::{Args, build, build_with, guest_files, human, run};
 pub use disk::{Disk, DiskImage};
+pub use esp::volume;
 pub use sparse::Sparse;
 
 /// The most that an image may have, in bytes.

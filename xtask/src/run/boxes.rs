@@ -93,16 +93,7 @@ impl Machine {
         wires: &Wires,
         live: &Live,
     ) -> Result<Machine> {
-        let mut machine = Qemu::new(
-            site.name(),
-            accelerator,
-            Disk {
-                path: disk.to_owned(),
-                snapshot: false,
-                read_only: false,
-                can_hang: false,
-            },
-        );
+        let mut machine = Qemu::new(site.name(), accelerator, Disk::new(disk));
         let number = match site {
             Site::Branch => 1,
             Site::Core => 2,

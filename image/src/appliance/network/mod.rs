@@ -7,6 +7,8 @@ mod ports;
 
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::rc::Rc;
+use core::cell::RefCell;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
@@ -110,6 +112,18 @@ impl Forwarder {
     }
 }
 
+/// Joins the ports like a cable.
+fn bridge(ports: &mut NicPorts, cable: &mut Cable) {
+    let mut taken = 0;
+    for (port, nic) in ports.iter_mut() {
+        taken += nic.receive(BATCH, |frame| cable.receive(port, frame));
+    }
+    if taken > 0 {
+        cable.poll(&mut |port, frame| ports.send(port, frame));
+        ports.flush();
+    }
+}
+
 fn now() -> Instant {
     Instant::from_micros(clock::now_ns() / 1000)
 }
@@ -139,7 +153,19 @@ impl Service {
         shares: &Shares,
     ) -> Box<Self> {
         let mac = ports.station_mac();
+        // Until a large store has been opened the box is a cable.
+        let ports = Rc::new(RefCell::new(ports));
+        if let Some(dictionary) = &dictionary {
+            let (ports, mut cable) = (ports.clone(), Cable::new());
+            dictionary.set_meanwhile(Some(Box::new(move || {
+                bridge(&mut ports.borrow_mut(), &mut cable);
+            })));
+        }
         let forwarder = Forwarder::new(config, mac, shares, dictionary.as_ref(), now());
+        if let Some(dictionary) = &dictionary {
+            dictionary.set_meanwhile(None);
+        }
+        let ports = ports.take();
         let mut service = Box::new(Service {
             ports,
             forwarder,

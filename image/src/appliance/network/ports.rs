@@ -14,6 +14,7 @@ use crate::firmware::Findings;
 use crate::output;
 
 /// The ports of the box.
+#[derive(Default)]
 pub struct NicPorts {
     lan: Option<Nic>,
     wan: Option<Nic>,

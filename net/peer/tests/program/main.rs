@@ -1,9 +1,11 @@
 //! The program as a process, over loopback. No test times the clock: each waits for what it expects, up to a deadline far
 //! beyond what that takes.
 
+mod badstore;
 mod configuration;
 mod core;
 mod flows;
+mod liar;
 mod lifecycle;
 mod pages;
 mod socks;

@@ -107,9 +107,9 @@ fn metrics_are_prometheus_text_and_flows_say_what_they_did() {
     assert!(flow["ratio"].as_f64().unwrap() > 10.0, "{flow}");
     let ended = page["ended"].as_array().unwrap();
     assert_eq!(ended.len(), 2);
-    // The latest first: it was a repetition of the other.
+    // The latest first: it was a repetition of the other, of which the last 64 KiB may not have been confirmed yet.
     let encoded = |index: usize| ended[index]["encoded_bytes"].as_u64().unwrap();
-    assert!(encoded(0) * 10 < encoded(1), "{page}");
+    assert!(encoded(0) * 2 < encoded(1), "{page}");
     for flow in ended {
         assert_eq!(flow["end"], "finished");
         assert_eq!(

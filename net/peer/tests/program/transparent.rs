@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 const INSIDE: &str = "transparent::inside_the_namespaces";
 
-/// What the namespaces are made of. `docs/peer.md` has the router's and the core's rules to paste.
+/// The networks. The router's and the core's rules are those of `docs/peer.md`.
 const SETUP: &str = r#"
 set -e
 mount -t tmpfs none /run
@@ -27,18 +27,12 @@ ip -n client route add default via 10.91.0.1
 ip -n server route add default via 10.93.0.1
 ip route add 10.93.0.0/24 via 10.92.0.2
 ip -n core route add 10.91.0.0/24 via 10.92.0.1
-ip rule add fwmark 1 lookup 100
-ip route add local default dev lo table 100
-ip -n core rule add fwmark 1 lookup 100
-ip -n core route add local default dev lo table 100
-echo 1 > /proc/sys/net/ipv4/ip_forward
+"#;
+
+/// A port that is handed over by REDIRECT instead.
+const SETUP_REDIRECT: &str = r#"
 nft -f - <<END
-table ip outpost {
-  chain divert {
-    type filter hook prerouting priority mangle; policy accept;
-    meta l4proto tcp socket transparent 1 meta mark set 1 accept
-    iifname "c0" ip daddr 10.93.0.0/24 tcp dport != 8080 tproxy to :3302 meta mark set 1 accept
-  }
+table ip handover {
   chain handover {
     type nat hook prerouting priority dstnat; policy accept;
     iifname "c0" ip daddr 10.93.0.0/24 tcp dport 8080 redirect to :3302
@@ -47,19 +41,20 @@ table ip outpost {
 END
 "#;
 
-/// In the core's namespace.
-const SETUP_CORE: &str = r#"
-set -e
-echo 1 > /proc/sys/net/ipv4/ip_forward
-nft -f - <<END
-table ip outpost {
-  chain divert {
-    type filter hook prerouting priority mangle; policy accept;
-    iifname "eth1" meta l4proto tcp socket transparent 1 meta mark set 1 accept
-  }
+/// The lines to paste in `docs/peer.md` that begin with this comment.
+fn lines_to_paste(comment: &str) -> String {
+    let page = include_str!("../../../../docs/peer.md");
+    let blocks = page.split("```sh\n").skip(1);
+    let mut found = blocks.filter(|block| block.starts_with(comment));
+    let block = found.next().expect("lines to paste");
+    block.split("```").next().unwrap().to_owned()
 }
-END
-"#;
+
+/// `text` with something replaced that is in it.
+fn with(text: &str, what: &str, by: &str) -> String {
+    assert!(text.contains(what), "{text}");
+    text.replace(what, by)
+}
 
 #[test]
 fn a_router_hands_connections_over_and_servers_see_the_client() {
@@ -128,7 +123,22 @@ fn client_exchanges(at: &'static str) -> SocketAddr {
 #[ignore = "started by the test above, inside of namespaces"]
 fn inside_the_namespaces() {
     shell(SETUP);
-    within("core", || shell(SETUP_CORE));
+    let router = lines_to_paste("# the branch's router");
+    let router = with(
+        &router,
+        "LAN=eth1 SERVED=10.77.2.0/24",
+        "LAN=c0 SERVED=10.93.0.0/24",
+    );
+    // One port goes the other way.
+    let router = with(
+        &router,
+        "meta l4proto tcp tproxy",
+        "tcp dport != 8080 tproxy",
+    );
+    shell(&format!("set -e\n{router}"));
+    shell(SETUP_REDIRECT);
+    let core = lines_to_paste("# the core's machine");
+    within("core", move || shell(&format!("set -e\n{core}")));
     let ((core_private, core_public), (private, public)) = (keys(), keys());
     let core = core_text(&core_private, 3301, 9091, &[("branch", &public)])
         .replace("127.0.0.1:3301", "10.92.0.2:3301")
@@ -186,4 +196,11 @@ fn inside_the_namespaces() {
     client_exchanges("10.93.0.2:80");
     assert_eq!(seen().ip().to_string(), "10.92.0.1");
     assert_eq!(flows_page(9090)["bridged"][0]["reason"], "tunnel_down");
+
+    // Without the program TPROXY's rule lets new connections pass; REDIRECT's cannot.
+    drop(branch);
+    let own = client_exchanges("10.93.0.2:80");
+    assert_eq!(seen(), own);
+    let refused = within("client", || TcpStream::connect("10.93.0.2:8080"));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
 }

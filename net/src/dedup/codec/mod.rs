@@ -10,7 +10,7 @@ mod standard;
 
 use alloc::vec::Vec;
 
-use super::store::Store;
+use super::store::{Log, RingStore, Store};
 use super::wire::Malformed;
 pub use parse::Input;
 use parse::{Dense, Parsed, Sequence};
@@ -114,6 +114,24 @@ impl Coder {
     }
 }
 
+impl Coder {
+    /// Encodes a block that is not in the log and refers to nothing outside it; `None` when it does not shrink.
+    pub fn encode_alone(&mut self, block: &[u8]) -> Option<Vec<u8>> {
+        let mut store = RingStore::new(block.len());
+        store.write(0, block);
+        let input = Input {
+            store: &Log::Memory(store),
+            position: 0,
+            block,
+            span: &|_| None,
+        };
+        let mut body = Vec::new();
+        let mut tables = Tables::new();
+        self.encode(&input, &[], Effort::Full, &mut tables, &mut body)
+            .map(|_| body)
+    }
+}
+
 /// Whether a sample of the block has no byte more often than chance has it: encrypted or compressed already.
 fn looks_random(block: &[u8]) -> bool {
     const PIECES: usize = 16;
@@ -191,6 +209,29 @@ pub fn decode<T: Source>(
     let result = execute(sequences, literals, position, raw, source, block);
     out.truncate(if result.is_ok() { start + raw } else { start });
     result
+}
+
+/// Decodes what [`Coder::encode_alone`] made of `raw` bytes; `None` for anything else.
+pub fn decode_alone(workspace: &mut Workspace, body: &[u8], raw: usize) -> Option<Vec<u8>> {
+    struct Nothing;
+    impl Source for Nothing {
+        fn bytes(&mut self, _position: u64, _len: usize) -> Option<&[u8]> {
+            None
+        }
+    }
+    let mut bytes = Vec::new();
+    let mut tables = Tables::new();
+    decode(
+        workspace,
+        body,
+        0,
+        raw,
+        &mut tables,
+        &mut Nothing,
+        &mut bytes,
+    )
+    .ok()?;
+    Some(bytes)
 }
 
 /// Carries the sequences out in `block`, which is [`SLACK`] longer than `raw`.

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::simulation::{self, Rng, World};
-use crate::dedup::wire::{Contiguity, Header, Kind, Message};
+use crate::dedup::codec::Coder;
+use crate::dedup::wire::{Contiguity, Header, Kind, Message, put_number};
 use crate::dedup::*;
 
 /// A world after its greetings, in which `bytes` are known and one more flow is under way.
@@ -301,6 +302,85 @@ fn a_wrong_answer_ends_its_flow_only() {
     assert_eq!(world.deliver(0, 0), Err(DecodeError::Unverified));
     assert_eq!(world.flows[0].got, 0);
     assert_eq!(world.receiver.statistics().rejected, 1);
+}
+
+#[test]
+fn a_coded_answer_that_is_none_ends_the_session() {
+    let mut zeros = Vec::new();
+    let text = [7; 5000];
+    Message::CodedAnswer {
+        flow: 1,
+        block: 0,
+        raw: text.len(),
+        body: Coder::new().encode_alone(&text).expect("shrinks"),
+    }
+    .emit(&mut zeros);
+    let coded = |raw, body: &[u8]| {
+        let (flow, block, body) = (1, 0, body.to_vec());
+        let (mut message, mut out) = (alloc::vec![6, flow, block], Vec::new());
+        put_number(&mut message, raw);
+        message.extend_from_slice(&body);
+        put_number(&mut out, message.len() as u64);
+        out.extend_from_slice(&message);
+        out
+    };
+    let good = Coder::new().encode_alone(&text).expect("shrinks");
+    let lies = [
+        // Garbage; another length; more than a block; nothing; one that did not shrink.
+        coded(5000, &[0xff; 40]),
+        coded(4999, &good),
+        coded(1 << 40, &good),
+        coded(MAX_BLOCK as u64 + 1, &good),
+        coded(0, &[]),
+        coded(good.len() as u64, &good),
+    ];
+    for lie in lies {
+        let (mut rng, mut world) = (Rng::new(11), World::new(4 << 20, 4 << 20, 11));
+        world.transfer(&mut rng, text.to_vec());
+        world.receiver.lose(0..1000);
+        world.start(text.to_vec());
+        world.encode(0, 1 << 20, Flush::Yes);
+        world.deliver(0, usize::MAX).expect("waits");
+        assert!(world.flows[0].decoder.is_waiting());
+        assert_eq!(
+            world.receiver.on_control(&lie),
+            Err(ControlError::Malformed),
+            "{lie:?}"
+        );
+        assert_eq!(world.flows[0].got, 0);
+    }
+    // And one that is as it should be.
+    let (mut rng, mut world) = (Rng::new(11), World::new(4 << 20, 4 << 20, 11));
+    world.transfer(&mut rng, text.to_vec());
+    world.receiver.lose(0..1000);
+    world.start(text.to_vec());
+    world.encode(0, 1 << 20, Flush::Yes);
+    world.deliver(0, usize::MAX).expect("waits");
+    world.receiver.on_control(&zeros).expect("well-formed");
+    world.deliver(0, 0).expect("right");
+    assert_eq!(world.flows[0].got, text.len());
+}
+
+#[test]
+fn more_stale_requests_than_are_answered_are_counted() {
+    let (mut rng, mut world) = (Rng::new(12), World::new(4 << 20, 4 << 20, 12));
+    world.transfer(&mut rng, alloc::vec![1; 100]);
+    let mut bytes = Vec::new();
+    for block in 0..1100 {
+        let lost = Vec::new();
+        Message::Refetch {
+            flow: 0,
+            block,
+            lost,
+        }
+        .emit(&mut bytes);
+    }
+    world.sender.on_control(&bytes).expect("only late");
+    let statistics = world.sender.statistics();
+    assert_eq!(
+        (statistics.stale_messages, statistics.refetches_dropped),
+        (1100, 76)
+    );
 }
 
 #[test]

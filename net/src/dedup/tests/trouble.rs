@@ -28,6 +28,24 @@ proptest! {
     }
 
     #[test]
+    fn what_is_fetched_again_is_compressed(seed: u64, len in 1000usize..MAX_BLOCK, noise: bool) {
+        let (mut rng, mut world) = (Rng::new(seed), World::new(4 << 20, 4 << 20, seed));
+        let bytes = if noise {
+            simulation::noise(&mut rng, len)
+        } else {
+            simulation::text(&mut rng, len)
+        };
+        world.transfer(&mut rng, bytes.clone());
+        world.receiver.lose(0..len as u64);
+        let before = world.sender.statistics().control_bytes;
+        world.transfer(&mut rng, bytes);
+        let (sender, took) = (world.sender.statistics(), world.sender.statistics().control_bytes - before);
+        prop_assert_eq!(sender.refetched_bytes, len as u64);
+        let most = if noise { len + 20 } else { len * 3 / 4 + 300 };
+        prop_assert!(took <= most as u64, "{} bytes for {}", took, len);
+    }
+
+    #[test]
     fn colliding_fingerprints_only_cost_time(seed: u64) {
         let (mut rng, mut world) = (Rng::new(seed), World::new(16 << 20, 16 << 20, seed));
         world.sender.anchors.weak = true;

@@ -13,7 +13,7 @@ const HELP: &str = "outpost-peer: Outpost's engine as a Linux program
   outpost-peer run --config FILE    runs; SIGHUP reads FILE again, SIGTERM and SIGINT stop in order
   outpost-peer --help
 
-docs/peer.md has a session that can be pasted.
+README.md has a session that can be pasted, docs/peer.md the rest.
 ";
 
 struct Logger;

@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::Engine;
 use crate::flow::StoreTicket;
+use crate::flow::link::Link;
 use crate::time::Instant;
 
 /// How often it is seen whether there is something to write.
@@ -76,10 +77,7 @@ impl Engine {
 
     /// Bytes of the anchors' index, and of the dictionaries of both directions as far as they may be in memory.
     pub fn store_memory(&self) -> (usize, usize) {
-        self.link.as_ref().map_or((0, 0), |link| {
-            let (index, sender) = link.sender.store_memory();
-            (index, sender + link.receiver.store_memory())
-        })
+        self.link.as_ref().map_or((0, 0), Link::store_memory)
     }
 }
 

@@ -171,6 +171,12 @@ impl Link {
         }
     }
 
+    /// Bytes of the anchors' index, and of the dictionaries of both directions as far as they may be in memory.
+    pub fn store_memory(&self) -> (usize, usize) {
+        let (index, sender) = self.sender.store_memory();
+        (index, sender + self.receiver.store_memory())
+    }
+
     /// Whether [`Link::sync_store`] has something to write.
     pub fn store_is_dirty(&mut self) -> bool {
         let sender = self.sender.place().disk().is_some_and(|log| log.is_dirty());

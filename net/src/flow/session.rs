@@ -211,9 +211,7 @@ impl Session {
 
     /// Bytes of the anchors' index, and of the parts of both dictionaries that may be in memory.
     pub fn store_memory(&self) -> (usize, usize) {
-        let receiver = self.link.receiver.store_memory();
-        let (index, sender) = self.link.sender.store_memory();
-        (index, sender + receiver)
+        self.link.store_memory()
     }
 
     /// Whether [`Session::sync_store`] has something to write.

@@ -77,6 +77,14 @@ pub fn pages(trial: &mut Trial<'_>) -> Result<()> {
             "{wanted:?} is not in /metrics:\n{metrics}"
         );
     }
+    let index = "outpost_dedup_index_bytes{peer=\"head-office\"} ";
+    ensure!(
+        metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix(index))
+            .any(|bytes| bytes != "0"),
+        "the index takes no memory:\n{metrics}"
+    );
 
     is_silent_to_the_line(&mut pair)
 }

@@ -15,6 +15,7 @@
 #   triple-fault    crashes
 #   spin            loops with interrupts off on every CPU
 #   silent          halts with interrupts off, before a word
+#   modules         lists the modules it was given: text, length, sum of the bytes
 #   smp N           starts the other CPUs of N, sends them interrupts and NMIs, starts one again; by xAPIC, then by x2APIC
 #   lock SECONDS    every CPU takes one spin lock again and again; says what was burnt waiting for a holder that did not run
 #   burn SECONDS    every CPU computes; says how much of the time each one had
@@ -26,7 +27,8 @@
 #
 # It speaks on the serial port at 0x3f8. "outpost-guest: init" and "outpost-guest: ready" are the lines that the box waits for.
 # A line with "FAILED" in it is a failure. Modes that come to an end, but for exit, say "probe: MODE: passed" or "probe: MODE: FAILED", write 0 or 1 to the
-# debug-exit port, and, where there is none, idle. exit, triple-fault, spin, smp, lock, burn and romwrite are the same on QEMU itself:
+# debug-exit port, and, where there is none, idle. exit, triple-fault, spin, modules, smp, lock, burn and romwrite are the same
+# on QEMU itself:
 #
 #   qemu-system-x86_64 -M q35 -cpu max -smp 4 -kernel probe.elf -append "smp 4" -serial stdio -display none -no-reboot \
 #       -device isa-debug-exit,iobase=0xf4,iosize=4
@@ -66,6 +68,7 @@ start:
         jne     not_multiboot
         testl   $4, (%ebx)
         jz      not_multiboot
+        movl    %ebx, information
         movl    16(%ebx), %esi          # command line
         call    interrupts_init
 
@@ -139,6 +142,40 @@ mode_exit:
         movw    $DEBUG_EXIT, %dx
         outl    %eax, %dx
         jmp     idle
+
+mode_modules:
+        call    say_init
+        movl    information, %ebx
+        testl   $8, (%ebx)
+        jz      passed_or_failed
+        movl    20(%ebx), %edi          # how many
+        movl    24(%ebx), %ebx          # start, end, text, nothing
+1:      decl    %edi
+        js      passed_or_failed
+        movl    $text_module, %esi
+        call    print
+        movl    8(%ebx), %esi
+        call    print
+        movl    $text_module_length, %esi
+        call    print
+        movl    4(%ebx), %eax
+        subl    (%ebx), %eax
+        call    print_decimal
+        movl    $text_module_sum, %esi
+        call    print
+        movl    (%ebx), %esi
+        xorl    %eax, %eax
+2:      cmpl    4(%ebx), %esi
+        jae     3f
+        movzbl  (%esi), %ecx
+        addl    %ecx, %eax
+        incl    %esi
+        jmp     2b
+3:      call    print_decimal
+        movl    $text_line_end, %esi
+        call    print
+        addl    $16, %ebx
+        jmp     1b
 
 # The decimal number at EDX, spaces before it skipped, comes in EAX; 0 if there is none. EDX goes behind it.
 number:
@@ -532,6 +569,7 @@ modes:
         mode    "triple-fault", mode_triple_fault
         mode    "spin", mode_spin
         mode    "silent", mode_silent
+        mode    "modules", mode_modules
         mode    "smp", mode_smp
         mode    "lock", mode_lock
         mode    "burn", mode_burn
@@ -549,6 +587,10 @@ text_prefix:    .asciz  "probe: "
 text_passed:    .asciz  ": passed\n"
         .globl  text_failed
 text_failed:    .asciz  ": FAILED\n"
+text_module:    .asciz  "probe: module "
+text_module_length: .asciz ": length "
+text_module_sum: .asciz ", sum "
+text_line_end:  .asciz  "\n"
 text_unknown_mode: .asciz "probe: unknown mode on the command line: FAILED\n"
 text_not_multiboot: .asciz "probe: not started by a multiboot loader with a command line: FAILED\n"
 text_exception: .asciz  "probe: unexpected exception or interrupt "
@@ -583,6 +625,7 @@ idt:    .skip   8 * VECTORS
         .globl  failures, resume_at
 failures:       .long 0
 mode_name:      .long 0
+information:    .long 0
 last_vector:    .long 0
 resume_at:      .long 0
 new_stack:      .long 0

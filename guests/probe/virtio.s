@@ -42,7 +42,7 @@ mode_garbage_virtio:
         incl    failures
 3:      jmp     passed_or_failed
 
-# Kicks both queues of each device in turn, each time with one more buffer in it.
+# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy.
 mode_flood:
         call    say_init
         call    seconds
@@ -50,8 +50,15 @@ mode_flood:
 1:      movl    $FIRST_WINDOW, %ebx
 2:      cmpl    $MAGIC, (%ebx)
         jne     4f
-        xorl    $1, queue
+        xorl    %eax, %eax
+        cmpl    $1, 8(%ebx)                     # network
+        sete    %al
+        movl    %eax, queue
         call    device_start
+        movl    queue, %eax
+        xorl    $1, %eax
+        shll    $1, %eax
+        movw    %ax, descriptors + 12           # the device writes, but to queue 1
         call    device_go
         movl    queue, %eax
         movl    $2000, %ecx

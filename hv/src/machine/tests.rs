@@ -7,6 +7,7 @@ use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::Exit;
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
+use crate::msr::PAT_RESET;
 use crate::platform::test_host::TestHost;
 use alloc::collections::VecDeque;
 use alloc::string::ToString;
@@ -14,6 +15,7 @@ use alloc::vec::Vec;
 use std::sync::{Mutex, MutexGuard};
 
 mod events;
+mod smp;
 mod stepping;
 
 /// What the vCPU was told, and what it says.

@@ -52,7 +52,7 @@ fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
 #[test]
 fn nothing_is_armed_in_an_interrupt_shadow() {
     let host = Box0::default();
-    let mut scene = Scene::new(&host, &[], &[]);
+    let scene = Scene::new(&host, &[], &[]);
     for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
         scene.write_apic(msr, value);
     }
@@ -76,7 +76,7 @@ fn nothing_is_armed_in_an_interrupt_shadow() {
 #[test]
 fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
     let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0xF4], &[]);
+    let scene = Scene::new(&host, &[0xF4], &[]);
     // An NMI to itself.
     scene.write_apic(0x830, 0x4_4400);
     for busy in [Delivery::Shadow, Delivery::Busy] {
@@ -95,7 +95,7 @@ fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
 fn an_interrupt_may_end_without_an_exit() {
     let host = Box0::default();
     let exits = [Exit::WriteMsr, Exit::HostInterrupt, Exit::HostInterrupt];
-    let mut scene = Scene::new(&host, &[0x0F, 0x30], &exits);
+    let scene = Scene::new(&host, &[0x0F, 0x30], &exits);
     for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
         scene.write_apic(msr, value);
     }

@@ -269,7 +269,7 @@ fn a_kick_by_hypercall_ends_a_halt_with_interrupts_off() {
 #[test]
 fn steal_time_tells_what_others_had_and_asks_for_flushes() {
     let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
+    let scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
     scene.set(|registers| {
         registers.set(Gpr::Rcx, 0x4B56_4D03);
         registers.set(Gpr::Rax, 0x9001);

@@ -9,7 +9,7 @@ use crate::cpuid::Topology;
 use crate::exit::{Exit, ExitCounters, ExitRecord, ExitRing};
 use crate::host::Host;
 use crate::load::bzimage::{self, LinuxImage};
-use crate::load::multiboot::{self, Module, MultibootImage};
+use crate::load::multiboot::{self, MultibootImage};
 use crate::load::{self, EntryState, LoadError};
 use crate::mem::{GuestMemory, OutOfGuest};
 use crate::msr::{ClockScale, Msrs, PAT_RESET};
@@ -45,7 +45,7 @@ pub struct MachineConfig {
 pub struct GuestImage<'a> {
     /// Linux `bzImage` or Multiboot kernel, the whole file.
     pub kernel: &'a [u8],
-    /// Initial ramdisk, or the only Multiboot module; empty for none.
+    /// Initial ramdisk, or Multiboot modules as [`multiboot::unpack`] takes them; empty for none.
     pub ramdisk: &'a [u8],
     /// The kernel's command line.
     pub command_line: &'a str,
@@ -146,19 +146,11 @@ impl<'h> Machine<'h> {
             };
             bzimage::load(&self.memory, &image)
         } else {
-            let module = [Module {
-                bytes: image.ramdisk,
-                command_line: "",
-            }];
-            let modules = if image.ramdisk.is_empty() {
-                &[][..]
-            } else {
-                &module
-            };
+            let modules = multiboot::unpack(image.ramdisk).map_err(StartError::Load)?;
             let image = MultibootImage {
                 kernel: image.kernel,
                 command_line: image.command_line,
-                modules,
+                modules: &modules,
             };
             multiboot::load(&self.memory, &image)
         }

@@ -12,6 +12,10 @@ use super::{
 use crate::mem::GuestMemory;
 use crate::platform::layout::{CONVENTIONAL_END, EXTENDED_START};
 
+mod modules;
+
+pub use modules::{pack, unpack};
+
 /// The header must lie within this many bytes of the file (3.1).
 const SEARCHED: usize = 8192;
 const HEADER_MAGIC: u32 = 0x1BAD_B002;

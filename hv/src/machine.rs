@@ -279,10 +279,10 @@ impl<'h> Machine<'h> {
         }
     }
 
-    /// Unloads a vCPU from the calling CPU, where it ran last.
-    pub fn release(&self, vcpu: usize) {
+    /// Unloads a vCPU from the calling CPU, which is number `cpu` of the box, if it is loaded there.
+    pub fn release(&self, vcpu: usize, cpu: usize) {
         if let Some(processor) = self.processors.get(vcpu) {
-            processor.lock().release();
+            processor.lock().release(cpu);
         }
     }
 

@@ -42,8 +42,8 @@ pub(super) struct Processor<'h> {
     pub(super) rest: Option<Rest>,
     /// The CPU on which it is loaded.
     loaded_on: Option<usize>,
-    /// What the host's timer was last asked for, as far as it still stands.
-    pub(super) armed: Option<u64>,
+    /// What the host's timer was last asked for; none if that stands no longer, whatever it was.
+    pub(super) armed: Option<Option<u64>>,
     /// The guest was told that it may end the interrupt in service by clearing a bit in the byte there.
     pub(super) end_offered: Option<u64>,
     counters: Arc<ExitCounters>,
@@ -196,8 +196,9 @@ impl<'h> Processor<'h> {
     }
 
     /// See [`super::Machine::release`].
-    pub fn release(&mut self) {
-        if self.loaded_on.take().is_some() {
+    pub fn release(&mut self, cpu: usize) {
+        if self.loaded_on == Some(cpu) {
+            self.loaded_on = None;
             self.vcpu.unbind();
             self.pause_steal_time();
         }
@@ -329,9 +330,9 @@ impl<'h> Processor<'h> {
 
     /// Asks for the host's timer, unless it stands already.
     fn arm(&mut self, deadline: Option<u64>) {
-        if self.armed != deadline {
+        if self.armed != Some(deadline) {
             self.shared.host.arm_timer(deadline);
-            self.armed = deadline;
+            self.armed = Some(deadline);
         }
     }
 

@@ -120,7 +120,10 @@ impl Vcpu for Player {
 struct Box0 {
     inner: TestHost,
     kicked: AtomicU64,
+    armings: AtomicU64,
     leave: AtomicBool,
+    /// In so many questions, if not zero.
+    leave_after: AtomicU64,
     stolen: AtomicU64,
     idled: AtomicU64,
     stop: AtomicBool,
@@ -152,12 +155,17 @@ impl Host for Box0 {
     fn entropy(&self, buffer: &mut [u8]) {
         self.inner.entropy(buffer);
     }
-    fn arm_timer(&self, _: Option<u64>) {}
+    fn arm_timer(&self, _: Option<u64>) {
+        self.armings.fetch_add(1, Ordering::Relaxed);
+    }
     fn take_interrupts(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
     fn must_leave(&self) -> bool {
-        self.leave.swap(false, Ordering::Relaxed)
+        let left = self.leave_after.load(Ordering::Relaxed);
+        self.leave_after
+            .store(left.saturating_sub(1), Ordering::Relaxed);
+        self.leave.swap(false, Ordering::Relaxed) || left == 1
     }
     fn kick(&self, vcpu: usize) {
         self.kicked.fetch_or(1 << vcpu, Ordering::Relaxed);
@@ -228,7 +236,7 @@ impl<'h> Scene<'h> {
                 Left::Stopped => break,
                 Left::Preempted => {}
                 Left::Resting(until) => {
-                    self.machine.release(0);
+                    self.machine.release(0, 0);
                     self.host.idled.fetch_add(1, Ordering::Relaxed);
                     match until {
                         // Nothing would ever wake it: the box stops the guest.
@@ -238,7 +246,7 @@ impl<'h> Scene<'h> {
                 }
             }
         }
-        self.machine.release(0);
+        self.machine.release(0, 0);
         self.machine.stop().unwrap()
     }
 

@@ -161,8 +161,9 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
     loop {
         let next = shared.next(index);
         let vcpu = next.and_then(|task| task.0.checked_sub(FIRST_VCPU));
-        if loaded.is_some() && loaded != vcpu {
-            loaded.take().into_iter().for_each(guest::release);
+        if let Some(before) = loaded.filter(|before| Some(*before) != vcpu) {
+            guest::release(before, index);
+            loaded = None;
         }
         let Some(task) = next else {
             arm_timer(None);
@@ -174,7 +175,7 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
                 loaded = Some(vcpu);
                 let turn = guest::run(vcpu, index);
                 if turn != Turn::Busy {
-                    guest::release(vcpu);
+                    guest::release(vcpu, index);
                     loaded = None;
                 }
                 turn

@@ -166,3 +166,17 @@ fn the_only_vcpu_cannot_reset_itself() {
     scene.write_apic(0x830, 0x4500);
     assert_eq!(scene.run(), StopReason::SelfInit);
 }
+
+#[test]
+fn the_timer_is_asked_for_again_whenever_others_may_have_used_it() {
+    let host = Box0::default();
+    // A guest without a timer of its own: the box may want its CPU back all the same.
+    let exits = [Exit::HostInterrupt, Exit::InterruptWindow];
+    let mut scene = Scene::new(&host, &[], &exits);
+    host.leave.store(true, Ordering::Relaxed);
+    assert_eq!(scene.machine.run(0, 0), Left::Preempted);
+    assert_eq!(host.armings.load(Ordering::Relaxed), 0);
+    scene.run();
+    // At the first entry and after the interrupt, not after the window.
+    assert_eq!(host.armings.load(Ordering::Relaxed), 2);
+}

@@ -174,7 +174,7 @@ fn a_stop_reaches_every_vcpu() {
     assert_eq!(two.kicked(), 0b10);
     assert_eq!(two.machine.run(1, 1), Left::Stopped);
     assert!(two.script(1).entries.is_empty(), "it never ran");
-    two.machine.release(0);
+    two.machine.release(0, 0);
     let stop = two.machine.stop().unwrap();
     assert_eq!(
         (stop.reason, stop.evidence.vcpu),
@@ -192,9 +192,9 @@ fn a_guest_is_dead_only_when_nobody_can_wake_anybody() {
     two.machine.memory().write(0x9000, &[0xF4]).unwrap();
     assert_eq!(two.machine.run(0, 0), Left::Resting(None));
     // The second could still send it an NMI.
-    two.machine.release(0);
+    two.machine.release(0, 0);
     assert_eq!(two.machine.run(1, 1), Left::Stopped);
-    two.machine.release(1);
+    two.machine.release(1, 1);
     assert_eq!(
         two.machine.stop().map(|stop| stop.reason),
         Some(StopReason::HaltedForEver)
@@ -280,7 +280,7 @@ fn steal_time_tells_what_others_had_and_asks_for_flushes() {
     assert_eq!(memory.read_u64(0x9000), Ok(1234));
     assert_eq!(memory.read_u32(0x9008), Ok(2), "even: complete");
     assert_eq!(memory.read_u8(0x9010), Ok(0), "running");
-    scene.machine.release(0);
+    scene.machine.release(0, 0);
     assert_eq!(memory.read_u8(0x9010), Ok(1), "not running");
     // Another vCPU asks for a flush instead of an interrupt.
     memory.write_u8(0x9010, 3).unwrap();
@@ -312,4 +312,23 @@ fn device_work_that_one_vcpu_makes_is_told_to_the_one_that_does_it() {
         platform.port_write(&shared.memory, 0x3F8, 1, b'y'.into());
     });
     assert_eq!(two.kicked(), 0);
+}
+
+#[test]
+fn a_vcpu_is_unloaded_only_from_the_cpu_that_has_it() {
+    let host = Box0::default();
+    let two = Two::new(&host, &[], [&[Exit::HostInterrupt], &[]]);
+    let loaded_on = || two.machine.processors[0].lock().may_run_on(7);
+    // It stays on CPU 3 when that is wanted for something else.
+    two.script(0).exits.push_back(Exit::HostInterrupt);
+    host.leave_after.store(2, Ordering::Relaxed);
+    assert_eq!(two.machine.run(0, 3), Left::Preempted);
+    assert!(!loaded_on());
+    // CPU 7 waits for that, until it is wanted itself; that it gives up does not unload it elsewhere.
+    host.leave.store(true, Ordering::Relaxed);
+    assert_eq!(two.machine.run(0, 7), Left::Preempted);
+    two.machine.release(0, 7);
+    assert!(!loaded_on());
+    two.machine.release(0, 3);
+    assert!(loaded_on());
 }

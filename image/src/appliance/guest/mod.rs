@@ -407,7 +407,7 @@ pub fn run(vcpu: usize, index: usize) -> Turn {
         Left::Resting(until) => Turn::Idle(until),
         Left::Preempted => Turn::Busy,
         Left::Stopped => {
-            machine.release(vcpu);
+            machine.release(vcpu, index);
             let all = CpuSet::below(machine.vcpus()).0;
             drop(machine);
             let bit = CpuSet::only(vcpu).0;
@@ -419,11 +419,11 @@ pub fn run(vcpu: usize, index: usize) -> Turn {
     }
 }
 
-/// Unloads a vCPU from this CPU.
-pub fn release(vcpu: usize) {
+/// Unloads a vCPU from this CPU, number `index`.
+pub fn release(vcpu: usize, index: usize) {
     let machine = MACHINE.lock().clone();
     if let Some(machine) = machine {
-        machine.release(vcpu);
+        machine.release(vcpu, index);
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 
 use crate::image::{self, GuestFiles};
-use crate::process::{self, Scratch};
+use crate::process::{self, Graceful, Scratch};
 use crate::progress;
 use crate::setup::{self, Group};
 use rows::{Runs, print_run};
@@ -115,9 +115,11 @@ pub fn run(arguments: &Args) -> Result<bool> {
     let bench = prepare(arguments, config, &scratch)?;
 
     println!(
-        "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. {} rounds, medians.",
+        "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
         arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
     );
+    // A signal ends the run that it finds, which leaves nothing behind.
+    let _graceful = Graceful::new();
     let mut runs = Runs::default();
     for round in 1..=arguments.rounds {
         for way in arguments.ways() {

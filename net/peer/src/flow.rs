@@ -9,6 +9,7 @@ use std::time::Duration;
 use outpost_net::FlowKey;
 use outpost_net::flow::message::Code;
 use outpost_net::flow::{Host, Incoming, Pump};
+use outpost_net::time::Instant;
 use outpost_net::tunnel::StreamId;
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -159,6 +160,10 @@ impl Host for Socket {
                 0
             }
         }
+    }
+
+    fn clock(&self) -> Option<Instant> {
+        Some(self.hub.now())
     }
 
     fn finish(&mut self) {

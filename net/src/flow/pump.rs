@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use super::link::Link;
 use super::message::Code;
 use crate::dedup::{Decoder, Encoder, FlowStatistics, Flush};
+use crate::time::Instant;
 use crate::tunnel::StreamId;
 
 /// Bytes moved each way before another flow has its turn…
@@ -36,6 +37,10 @@ pub trait Host {
     fn write(&mut self, bytes: &[u8]) -> usize;
     /// Closes the way to the host, after what was written.
     fn finish(&mut self);
+    /// What time it is, if there is a clock to see how long encoding takes.
+    fn clock(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// A flow's coders and stream.
@@ -104,7 +109,7 @@ impl Pump {
         {
             let taken = link.tunnel.write(self.stream, rest);
             if taken == 0 {
-                link.gauge.line_is_full(link.tunnel.drain_time());
+                link.gauge.line_is_full(link.tunnel.backlog());
                 return false;
             }
             self.taken += taken;
@@ -138,6 +143,8 @@ impl Pump {
             link.sender.set_effort(link.gauge.effort());
             let credit = self.encoder.writable(&link.sender);
             self.needs_credit = waiting > 0 && credit == 0;
+            let before = host.clock();
+            let encoded = self.outgoing.len();
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = host.read(|bytes| {
                 let bytes = bytes.get(..TURN).unwrap_or(bytes);
@@ -149,6 +156,10 @@ impl Pump {
                 };
                 encoder.encode(&mut link.sender, bytes, flush, outgoing)
             });
+            if let (Some(before), Some(after)) = (before, host.clock()) {
+                link.gauge
+                    .encoded(self.outgoing.len() - encoded, after.since(before));
+            }
             match incoming {
                 Incoming::Bytes(0) if self.outgoing.is_empty() => return false,
                 Incoming::Bytes(taken) => {

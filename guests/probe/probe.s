@@ -2,10 +2,10 @@
 #
 # Build, from the repository's root, with nothing but binutils:
 #
-#   as --32 -o probe.o guests/probe/probe.s guests/probe/mmio.s guests/probe/virtio.s
+#   cd guests/probe; as --32 -o probe.o probe.s bad.s mmio.s smp.s virtio.s work.s
 #   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
 #
-# The first word of its command line chooses what it does:
+# The first word of its command line chooses what it does (the second, if the first is none of these: QEMU puts a file name there):
 #
 #   hello           checks CPUID, MSRs and the local APIC's timer; then ready, and idle
 #   mmio            every form of instruction on device registers, compared with the same on RAM
@@ -13,12 +13,25 @@
 #   garbage-virtio  nonsense in every virtio device's registers and queues; then says that it is still alive
 #   exit N          writes N to the debug-exit port
 #   triple-fault    crashes
-#   spin            loops with interrupts off
+#   spin            loops with interrupts off on every CPU
 #   silent          halts with interrupts off, before a word
+#   modules         lists the modules it was given: text, length, sum of the bytes
+#   smp N           starts the other CPUs of N, sends them interrupts and NMIs, starts one again; by xAPIC, then by x2APIC
+#   lock SECONDS    every CPU takes one spin lock again and again; says what was burnt waiting for a holder that did not run
+#   burn SECONDS    every CPU computes; says how much of the time each one had
+#   selfinit        sends INIT to itself
+#   apicmove        moves its local APIC, which must fault
+#   romwrite        writes where a PC has its ROM
+#   flood SECONDS   notifies every virtio device as fast as it can
+#   nowhere         points every virtio device to a queue where there is no memory
 #
 # It speaks on the serial port at 0x3f8. "outpost-guest: init" and "outpost-guest: ready" are the lines that the box waits for.
-# A line with "FAILED" in it is a failure. hello, mmio, bad-msr and garbage-virtio end with a line "probe: MODE: passed" or "probe: MODE: FAILED",
-# write 0 or 1 to the debug-exit port, and, where there is none, idle.
+# A line with "FAILED" in it is a failure. Modes that come to an end, but for exit, say "probe: MODE: passed" or "probe: MODE: FAILED", write 0 or 1 to the
+# debug-exit port, and, where there is none, idle. exit, triple-fault, spin, modules, smp, lock, burn and romwrite are the same
+# on QEMU itself:
+#
+#   qemu-system-x86_64 -M q35 -cpu max -smp 4 -kernel probe.elf -append "smp 4" -serial stdio -display none -no-reboot \
+#       -device isa-debug-exit,iobase=0xf4,iosize=4
 #
 # This file: start, console, exceptions, and the short modes.
 
@@ -55,14 +68,25 @@ start:
         jne     not_multiboot
         testl   $4, (%ebx)
         jz      not_multiboot
+        movl    %ebx, information
         movl    16(%ebx), %esi          # command line
         call    interrupts_init
 
-        # Find the mode: the table holds name, code.
-        movl    $modes, %edi
+        call    choose_mode
+1:      cmpb    $0, (%esi)              # the next word
+        je      unknown_mode
+        cmpb    $' ', (%esi)
+        leal    1(%esi), %esi
+        jne     1b
+        call    choose_mode
+        jmp     unknown_mode
+
+# Jumps to the mode that the word at ESI names, with the rest of the command line at EDX, or returns.
+choose_mode:
+        movl    $modes, %edi            # name, code
 2:      movl    (%edi), %ebx
         testl   %ebx, %ebx
-        jz      unknown_mode
+        jz      6f
         movl    %esi, %edx
 3:      movb    (%ebx), %al
         testb   %al, %al
@@ -76,9 +100,11 @@ start:
         ja      5f
         movl    (%edi), %eax
         movl    %eax, mode_name
-        jmp     *4(%edi)                # EDX: the rest of the command line
+        addl    $4, %esp
+        jmp     *4(%edi)
 5:      addl    $8, %edi
         jmp     2b
+6:      ret
 
 not_multiboot:
         movl    $text_not_multiboot, %esi
@@ -105,13 +131,6 @@ mode_triple_fault:
         lidt    empty_idt
         ud2
 
-mode_spin:
-        call    say_init
-        movl    $text_spinning, %esi
-        call    print
-        cli
-6:      jmp     6b
-
 mode_silent:
         cli
         hlt
@@ -119,18 +138,61 @@ mode_silent:
 
 mode_exit:
         call    say_init
-        xorl    %eax, %eax
-7:      incl    %edx                    # past the space
-        movzbl  (%edx), %ecx
-        subl    $'0', %ecx
-        cmpl    $9, %ecx
-        ja      8f
-        imull   $10, %eax
-        addl    %ecx, %eax
-        jmp     7b
-8:      movw    $DEBUG_EXIT, %dx
+        call    number
+        movw    $DEBUG_EXIT, %dx
         outl    %eax, %dx
         jmp     idle
+
+mode_modules:
+        call    say_init
+        movl    information, %ebx
+        testl   $8, (%ebx)
+        jz      passed_or_failed
+        movl    20(%ebx), %edi          # how many
+        movl    24(%ebx), %ebx          # start, end, text, nothing
+1:      decl    %edi
+        js      passed_or_failed
+        movl    $text_module, %esi
+        call    print
+        movl    8(%ebx), %esi
+        call    print
+        movl    $text_module_length, %esi
+        call    print
+        movl    4(%ebx), %eax
+        subl    (%ebx), %eax
+        call    print_decimal
+        movl    $text_module_sum, %esi
+        call    print
+        movl    (%ebx), %esi
+        xorl    %eax, %eax
+2:      cmpl    4(%ebx), %esi
+        jae     3f
+        movzbl  (%esi), %ecx
+        addl    %ecx, %eax
+        incl    %esi
+        jmp     2b
+3:      call    print_decimal
+        movl    $text_line_end, %esi
+        call    print
+        addl    $16, %ebx
+        jmp     1b
+
+# The decimal number at EDX, spaces before it skipped, comes in EAX; 0 if there is none. EDX goes behind it.
+number:
+        xorl    %eax, %eax
+7:      cmpb    $' ', (%edx)
+        jne     8f
+        incl    %edx
+        jmp     7b
+8:      movzbl  (%edx), %ecx
+        subl    $'0', %ecx
+        cmpl    $9, %ecx
+        ja      9f
+        imull   $10, %eax
+        addl    %ecx, %eax
+        incl    %edx
+        jmp     8b
+9:      ret
 
 mode_bad_msr:
         call    say_init
@@ -493,16 +555,30 @@ unexpected:
 
         .section .rodata
 modes:
-        .long   1f, mode_hello, 2f, mode_mmio, 3f, mode_bad_msr, 4f, mode_garbage_virtio
-        .long   5f, mode_exit, 6f, mode_triple_fault, 7f, mode_spin, 8f, mode_silent, 0
-1:      .asciz  "hello"
-2:      .asciz  "mmio"
-3:      .asciz  "bad-msr"
-4:      .asciz  "garbage-virtio"
-5:      .asciz  "exit"
-6:      .asciz  "triple-fault"
-7:      .asciz  "spin"
-8:      .asciz  "silent"
+        .macro  mode name, code
+        .long   8f, \code
+        .pushsection .rodata.names, "a"
+8:      .asciz  "\name"
+        .popsection
+        .endm
+        mode    "hello", mode_hello
+        mode    "mmio", mode_mmio
+        mode    "bad-msr", mode_bad_msr
+        mode    "garbage-virtio", mode_garbage_virtio
+        mode    "exit", mode_exit
+        mode    "triple-fault", mode_triple_fault
+        mode    "spin", mode_spin
+        mode    "silent", mode_silent
+        mode    "modules", mode_modules
+        mode    "smp", mode_smp
+        mode    "lock", mode_lock
+        mode    "burn", mode_burn
+        mode    "selfinit", mode_self_init
+        mode    "apicmove", mode_apic_move
+        mode    "romwrite", mode_rom_write
+        mode    "flood", mode_flood
+        mode    "nowhere", mode_nowhere
+        .long   0
 
 text_init:      .asciz  "outpost-guest: init\n"
 text_ready:     .asciz  "outpost-guest: ready\n"
@@ -511,7 +587,10 @@ text_prefix:    .asciz  "probe: "
 text_passed:    .asciz  ": passed\n"
         .globl  text_failed
 text_failed:    .asciz  ": FAILED\n"
-text_spinning:  .asciz  "probe: spinning with interrupts off\n"
+text_module:    .asciz  "probe: module "
+text_module_length: .asciz ": length "
+text_module_sum: .asciz ", sum "
+text_line_end:  .asciz  "\n"
 text_unknown_mode: .asciz "probe: unknown mode on the command line: FAILED\n"
 text_not_multiboot: .asciz "probe: not started by a multiboot loader with a command line: FAILED\n"
 text_exception: .asciz  "probe: unexpected exception or interrupt "
@@ -546,6 +625,7 @@ idt:    .skip   8 * VECTORS
         .globl  failures, resume_at
 failures:       .long 0
 mode_name:      .long 0
+information:    .long 0
 last_vector:    .long 0
 resume_at:      .long 0
 new_stack:      .long 0

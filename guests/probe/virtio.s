@@ -1,4 +1,5 @@
-# Mode "garbage-virtio": nonsense in the registers and queues of every virtio-mmio device. The device may stop; the guest and the box must live.
+# Modes "garbage-virtio", "flood" and "nowhere": nonsense in the registers and queues of every virtio-mmio device, and more notifications than
+# it can serve. The device may stop; the guest and the box must live.
 
         .set    FIRST_WINDOW, 0xD0000000
         .set    WINDOW_STRIDE, 0x1000
@@ -40,6 +41,89 @@ mode_garbage_virtio:
         jne     3f
         incl    failures
 3:      jmp     passed_or_failed
+
+# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy.
+mode_flood:
+        call    say_init
+        call    seconds
+        call    set_end
+1:      movl    $FIRST_WINDOW, %ebx
+2:      cmpl    $MAGIC, (%ebx)
+        jne     4f
+        xorl    %eax, %eax
+        cmpl    $1, 8(%ebx)                     # network
+        sete    %al
+        movl    %eax, queue
+        call    device_start
+        movl    queue, %eax
+        xorl    $1, %eax
+        shll    $1, %eax
+        movw    %ax, descriptors + 12           # the device writes, but to queue 1
+        call    device_go
+        movl    queue, %eax
+        movl    $2000, %ecx
+3:      incw    available + 2
+        movl    %eax, 0x50(%ebx)
+        incl    found
+        loop    3b
+        cmpl    $MAGIC, (%ebx)
+        movl    $text_answers_flood, %esi
+        call    expect_equal
+        movl    $0, 0x70(%ebx)
+4:      addl    $WINDOW_STRIDE, %ebx
+        cmpl    $(FIRST_WINDOW + DEVICES * WINDOW_STRIDE), %ebx
+        jb      2b
+        call    is_end
+        jb      1b
+        movl    $text_prefix, %esi
+        call    print
+        movl    found, %eax
+        call    print_decimal
+        movl    $text_kicks, %esi
+        call    print
+        cmpl    $0, found
+        movl    $text_no_device, %esi
+        call    expect_unequal
+        jmp     passed_or_failed
+
+# The device must say that it needs a reset, and work again after it.
+mode_nowhere:
+        call    say_init
+        call    calibrate
+        movl    $FIRST_WINDOW, %ebx
+1:      cmpl    $MAGIC, (%ebx)
+        jne     3f
+        incl    found
+        movl    $1, queue                       # which the driver fills with data; the source of entropy has only queue 0
+        cmpl    $4, 8(%ebx)
+        jne     2f
+        movl    $0, queue
+2:      call    device_start
+        movl    $0xE0000000, 0x80(%ebx)         # RAM ends at 3 GiB, and goes on at 4 GiB
+        call    device_go
+        movl    $2000000, %eax
+        call    set_end_us
+4:      movl    0x70(%ebx), %eax
+        andl    $0x40, %eax                     # DEVICE_NEEDS_RESET
+        jnz     5f
+        call    is_end
+        jb      4b
+5:      cmpl    $0x40, %eax
+        movl    $text_needs_reset, %esi
+        call    expect_equal
+        call    device_start
+        call    device_go
+        testl   $0x40, 0x70(%ebx)
+        movl    $text_reset, %esi
+        call    expect_equal
+        movl    $0, 0x70(%ebx)
+3:      addl    $WINDOW_STRIDE, %ebx
+        cmpl    $(FIRST_WINDOW + DEVICES * WINDOW_STRIDE), %ebx
+        jb      1b
+        cmpl    $0, found
+        movl    $text_no_device, %esi
+        call    expect_unequal
+        jmp     passed_or_failed
 
 # Each attack is a code that spoils rings which were right.
 queue_attacks:
@@ -241,6 +325,10 @@ text_virtio_init: .asciz "outpost-guest: init\n"
 text_alive:     .asciz  " virtio devices were given garbage; the guest is still alive\n"
 text_answers:   .asciz  "device answers after garbage"
 text_reset:     .asciz  "device resets after garbage"
+text_kicks:     .asciz  " notifications\n"
+text_no_device: .asciz  "there is a virtio device"
+text_answers_flood: .asciz "device answers in the flood"
+text_needs_reset: .asciz "device says that it needs a reset"
 
         .data
 seed:   .long   0x2545F491

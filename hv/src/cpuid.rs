@@ -12,8 +12,18 @@ mod kvm_feature {
     pub const NO_IO_DELAY: u32 = 1 << 1;
     /// MSRs 4B564D00h and 4B564D01h.
     pub const CLOCK: u32 = 1 << 3;
+    /// MSR 4B564D03h: the time that others had the CPU.
+    pub const STEAL_TIME: u32 = 1 << 5;
     /// MSR 4B564D04h: the end of an interrupt without an exit.
     pub const END_OF_INTERRUPT: u32 = 1 << 6;
+    /// KVM_HC_KICK_CPU wakes a halted vCPU: waiters for a lock need not spin.
+    pub const UNHALT: u32 = 1 << 7;
+    /// A vCPU that is not running is told by its steal time structure to flush its TLB.
+    pub const TLB_FLUSH: u32 = 1 << 9;
+    /// KVM_HC_SEND_IPI sends one interrupt to many.
+    pub const SEND_IPI: u32 = 1 << 11;
+    /// MSR 4B564D05h: whether the host polls at a halt.
+    pub const POLL_CONTROL: u32 = 1 << 12;
     /// The clock never goes backwards, on any vCPU.
     pub const CLOCK_STABLE: u32 = 1 << 24;
 }
@@ -97,7 +107,12 @@ pub fn answer(
         0x4000_0001 => CpuidResult {
             eax: kvm_feature::NO_IO_DELAY
                 | kvm_feature::CLOCK
+                | kvm_feature::STEAL_TIME
                 | kvm_feature::END_OF_INTERRUPT
+                | kvm_feature::UNHALT
+                | kvm_feature::TLB_FLUSH
+                | kvm_feature::SEND_IPI
+                | kvm_feature::POLL_CONTROL
                 | kvm_feature::CLOCK_STABLE,
             ..ZERO
         },
@@ -262,7 +277,7 @@ mod tests {
             (base.eax, name.as_slice()),
             (0x4000_0001, &b"KVMKVMKVM\0\0\0"[..])
         );
-        assert_eq!(answer(0x4000_0001, 0, ONE, all).eax, 0x0100_004A);
+        assert_eq!(answer(0x4000_0001, 0, ONE, all).eax, 0x0100_1AEA);
         assert_eq!(answer(0x4000_0002, 0, ONE, all), ZERO);
     }
 

@@ -193,6 +193,15 @@ impl ExitCounts {
         self.0.get(kind as usize).copied().unwrap_or(0)
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(core::array::from_fn(|index| {
+            let of = |counts: &Self| counts.0.get(index).copied().unwrap_or(0);
+            of(&self) + of(&other)
+        }))
+    }
+
     /// How many in all.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()

@@ -1,7 +1,6 @@
 //! What the hypervisor needs of the box it runs on. The composition root implements it; tests bring their own.
 
-/// The box under the hypervisor. Every method is called from the CPU that runs the vCPU, and none of them blocks
-/// except [`Host::idle`].
+/// The box under the hypervisor. Every method is called from a CPU that runs a vCPU, and none of them blocks.
 pub trait Host: Sync {
     /// Nanoseconds since the box started: monotonic, the same on every CPU.
     fn now_ns(&self) -> u64;
@@ -28,14 +27,21 @@ pub trait Host: Sync {
     fn entropy(&self, buffer: &mut [u8]);
 
     /// Asks for an interrupt on this CPU at `deadline_ns` (as [`Host::now_ns`] counts; one in the past comes at once), or for
-    /// none. The interrupt ends guest execution or [`Host::idle`].
+    /// none. The interrupt ends guest execution.
     fn arm_timer(&self, deadline_ns: Option<u64>);
 
     /// Lets interrupts that are pending on this CPU be taken by the box.
     fn take_interrupts(&self);
 
-    /// Sleeps until the timer or another CPU interrupts. Must not lose a wake-up that came just before the call.
-    fn idle(&self);
+    /// True when the box wants this CPU for something else. Asked before each entry.
+    fn must_leave(&self) -> bool;
+
+    /// There is something for `vcpu`: it is to leave the guest and look if it runs on another CPU, and to be run again if it rests. A kick
+    /// that comes between a vCPU's last look and its rest must not be lost.
+    fn kick(&self, vcpu: usize);
+
+    /// For how long `vcpu` could have run and had no CPU, in nanoseconds, since the box started.
+    fn stolen_ns(&self, vcpu: usize) -> u64;
 
     /// True when the box wants the guest stopped.
     fn stop_requested(&self) -> bool;

@@ -33,7 +33,9 @@ pub mod number {
     pub const X2APIC_LAST: u32 = 0x8FF;
     pub const KVM_WALL_CLOCK: u32 = 0x4B56_4D00;
     pub const KVM_SYSTEM_TIME: u32 = 0x4B56_4D01;
+    pub const KVM_STEAL_TIME: u32 = 0x4B56_4D03;
     pub const KVM_END_OF_INTERRUPT: u32 = 0x4B56_4D04;
+    pub const KVM_POLL_CONTROL: u32 = 0x4B56_4D05;
     pub const EFER: u32 = 0xC000_0080;
     pub const TSC_AUX: u32 = 0xC000_0103;
     pub const SYSTEM_CONFIGURATION: u32 = 0xC001_0010;
@@ -87,6 +89,8 @@ pub enum Effect {
     WallClock(u64),
     /// Keep KVM's system time structure at this guest-physical address; none any more.
     SystemTime(Option<u64>),
+    /// Keep KVM's steal time structure where [`Msrs::steal_time`] says.
+    StealTime,
 }
 
 /// The stored ones, of one vCPU.
@@ -100,7 +104,9 @@ pub struct Msrs {
     tsc_aux: u32,
     wall_clock: u64,
     system_time: u64,
+    steal_time: u64,
     end_of_interrupt: u64,
+    poll_control: u64,
 }
 
 impl Default for Msrs {
@@ -113,7 +119,9 @@ impl Default for Msrs {
             tsc_aux: 0,
             wall_clock: 0,
             system_time: 0,
+            steal_time: 0,
             end_of_interrupt: 0,
+            poll_control: 1,
         }
     }
 }
@@ -161,7 +169,9 @@ impl Msrs {
             msr::MISC_ENABLE => self.misc_enable,
             msr::KVM_WALL_CLOCK => self.wall_clock,
             msr::KVM_SYSTEM_TIME => self.system_time,
+            msr::KVM_STEAL_TIME => self.steal_time,
             msr::KVM_END_OF_INTERRUPT => self.end_of_interrupt,
+            msr::KVM_POLL_CONTROL => self.poll_control,
             msr::MICROCODE_VERSION => MICROCODE,
             msr::HARDWARE_CONFIGURATION => HARDWARE_CONFIGURATION_VALUE,
             msr::DECODE => DECODE_VALUE,
@@ -230,6 +240,17 @@ impl Msrs {
                 self.system_time = value;
                 return Ok(Effect::SystemTime((value & 1 != 0).then_some(value & !1)));
             }
+            msr::KVM_STEAL_TIME => {
+                // Bit 0 enables, bits 1 to 5 are reserved; the rest is an address.
+                must(value & 0x3E == 0)?;
+                self.steal_time = value;
+                return Ok(Effect::StealTime);
+            }
+            // Whether the host may poll before it lets a halted vCPU sleep. It never does.
+            msr::KVM_POLL_CONTROL => {
+                must(value & !1 == 0)?;
+                self.poll_control = value;
+            }
             msr::KVM_END_OF_INTERRUPT => {
                 // Bit 0 enables, bit 1 is reserved; the rest is an address.
                 must(value & 2 == 0)?;
@@ -279,6 +300,11 @@ impl Msrs {
     /// Where the byte is by which the guest may end an interrupt without an exit, if it wants that.
     pub fn end_of_interrupt(&self) -> Option<u64> {
         (self.end_of_interrupt & 1 != 0).then_some(self.end_of_interrupt & !3)
+    }
+
+    /// Where KVM's steal time structure is, if the guest wants it.
+    pub fn steal_time(&self) -> Option<u64> {
+        (self.steal_time & 1 != 0).then_some(self.steal_time & !0x3F)
     }
 
     /// Where KVM's system time structure is, if the guest wants it.

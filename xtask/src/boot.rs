@@ -1,6 +1,7 @@
 //! `cargo xtask boot`: one box in QEMU with its console in this terminal, or (`--once`) one run of a guest in it.
 
 mod keyboard;
+mod modules;
 mod once;
 
 use std::io::{IsTerminal, Read, Write};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::termios::{self, OutputFlags, SetArg};
-use outpost_config::Config;
+use outpost_config::{Config, MAX_VCPUS};
 
 use crate::image::{self, BuiltImage, GuestFiles};
 use crate::keys::KeyPair;
@@ -44,14 +45,14 @@ pub struct Args {
     /// A guest kernel of your own instead: a Linux bzImage or a Multiboot ELF file
     #[arg(long, value_name = "FILE")]
     guest_kernel: Option<PathBuf>,
-    /// The initial ramdisk for it, or its Multiboot module
+    /// A Multiboot module for it, or an initial ramdisk; may be given several times. "FILE WORDS" gives the module that text
     #[arg(
         long,
         alias = "guest-ramdisk",
         value_name = "FILE",
         requires = "guest_kernel"
     )]
-    module: Vec<PathBuf>,
+    module: Vec<String>,
     /// The command line for it
     #[arg(
         long,
@@ -67,9 +68,9 @@ pub struct Args {
     /// With --once: seconds that the guest may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "once")]
     timeout: u64,
-    /// The guest's CPUs; this version runs guests of one
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=1))]
-    vcpus: u8,
+    /// The guest's virtual CPUs, unless --config says it
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
+    vcpus: u32,
     /// The guest's memory in MiB, unless --config says it
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u32,
@@ -92,9 +93,6 @@ pub struct Args {
 /// # Errors
 /// When the image cannot be built or QEMU not started, or QEMU ends with an error.
 pub fn run(arguments: &Args) -> Result<ExitCode> {
-    if let [_, _, ..] = arguments.module.as_slice() {
-        bail!("this version gives a guest one module");
-    }
     if arguments.once {
         return once::run(arguments);
     }
@@ -187,17 +185,16 @@ impl Args {
 
     /// The guest of `--guest-kernel`.
     fn own_guest(&self) -> Result<Option<GuestFiles>> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let Some(kernel) = &self.guest_kernel else {
+        let Some(path) = &self.guest_kernel else {
             return Ok(None);
         };
+        let kernel = std::fs::read(path)
+            .with_context(|| format!("cannot read the kernel {}", path.display()))?;
         Ok(Some(GuestFiles {
             name: "custom".into(),
             command_line: self.guest_cmdline.clone(),
-            kernel: read(kernel)?,
-            ramdisk: self.module.first().map(read).transpose()?,
+            ramdisk: modules::join(&kernel, &self.module)?,
+            kernel,
         }))
     }
 }
@@ -215,7 +212,7 @@ fn prepare_disk(arguments: &Args, config: Option<&str>, disk: &Path) -> Result<(
     };
     let config = match config {
         Some(config) => config.to_owned(),
-        None => default_config(built.guest.as_deref(), arguments.memory)?,
+        None => default_config(built.guest.as_deref(), arguments.memory, arguments.vcpus)?,
     };
     let spinner = progress::spinner("Preparing the box's disk");
     image::with_config(&built.path, &config, disk, Some(DISK_BYTES))?;
@@ -235,14 +232,14 @@ fn holds_directory(machine: &Qemu) -> Result<bool> {
 }
 
 /// A branch by itself: new keys, no peer.
-fn default_config(guest: Option<&str>, memory_mib: u32) -> Result<String> {
+fn default_config(guest: Option<&str>, memory_mib: u32, vcpus: u32) -> Result<String> {
     let mut text = format!(
         "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\ngateway = \"10.77.0.1\"\n",
         KeyPair::generate()?.private
     );
     if let Some(name) = guest {
         text.push_str(&format!(
-            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\nmemory = \"{memory_mib}M\"\n"
+            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\nmemory = \"{memory_mib}M\"\nvcpus = {vcpus}\n"
         ));
     }
     Ok(text)
@@ -392,9 +389,9 @@ mod tests {
     #[test]
     fn the_default_configuration_is_right_with_and_without_a_guest() {
         for guest in [None, Some("directory")] {
-            let text = default_config(guest, 64).unwrap();
+            let text = default_config(guest, 64, 3).unwrap();
             let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
-            assert_eq!(config.guest.is_some(), guest.is_some());
+            assert_eq!(config.guest.map(|it| it.vcpus), guest.map(|_| 3));
             assert_eq!(guest_address(Some(&text)), guest.map(|_| GUEST_ADDRESS));
         }
         assert_eq!(guest_address(Some("nonsense")), None);

@@ -2,7 +2,6 @@
 //! registers, inject an event. Above it nobody knows of VMCBs. Today there is AMD's ([`svm`]); Intel's goes beside it.
 
 use crate::exit::Exit;
-use crate::mem::npt::FlushNeeded;
 use crate::mem::walk::Paging;
 use core::arch::x86_64::CpuidResult;
 use core::fmt;
@@ -267,11 +266,11 @@ impl fmt::Display for Unavailable {
 
 /// A virtual CPU on some back end. It runs on the CPU that last called [`Vcpu::bind`].
 pub trait Vcpu {
-    /// Makes the calling CPU ready to run it and loads what entering does not.
+    /// Makes the calling CPU, number `cpu` of the box, ready to run it and loads what entering does not. No other vCPU is bound there.
     ///
     /// # Errors
     /// [`Unavailable`] if this CPU cannot run guests.
-    fn bind(&mut self) -> Result<(), Unavailable>;
+    fn bind(&mut self, cpu: usize) -> Result<(), Unavailable>;
 
     /// Takes back from the calling CPU what `bind` loaded. The guest's state is then in memory only.
     fn unbind(&mut self);
@@ -306,8 +305,11 @@ pub trait Vcpu {
     /// Whether to leave the guest as soon as it would take an interrupt ([`Exit::InterruptWindow`]).
     fn watch_window(&mut self, on: bool);
 
-    /// Discharges a flush obligation at the next entry.
-    fn flush(&mut self, needed: FlushNeeded);
+    /// Forgets what was to be delivered.
+    fn cancel_event(&mut self);
+
+    /// Flushes the guest's cached translations at the next entry.
+    fn flush(&mut self);
 
     /// Guest TSC minus host TSC.
     fn tsc_offset(&self) -> u64;

@@ -12,6 +12,10 @@ use super::{
 use crate::mem::GuestMemory;
 use crate::platform::layout::{CONVENTIONAL_END, EXTENDED_START};
 
+mod modules;
+
+pub use modules::{pack, unpack};
+
 /// The header must lie within this many bytes of the file (3.1).
 const SEARCHED: usize = 8192;
 const HEADER_MAGIC: u32 = 0x1BAD_B002;
@@ -102,7 +106,7 @@ impl Piece<'_> {
 /// [`LoadError`]; guest memory may hold parts of the image then.
 pub fn load(mem: &GuestMemory, image: &MultibootImage<'_>) -> Result<EntryState, LoadError> {
     let header = find_header(image.kernel).ok_or(LoadError::WrongKind(
-        "no multiboot header in its first 8 KiB",
+        "neither a bzImage nor, without a header in its first 8 KiB, a Multiboot kernel",
     ))?;
     let flags = Fields(image.kernel).u32("the multiboot header", header + 4)?;
     if flags & FLAGS_REQUIRED & !FLAGS_KNOWN != 0 {

@@ -1,6 +1,7 @@
 //! What is done for each [`Exit`].
 
-use super::{Machine, StopReason};
+use super::processor::Processor;
+use super::{Shared, StopReason};
 use crate::cpu::{
     DEBUG_EXCEPTION, Delivery, Event, GENERAL_PROTECTION, Gpr, INVALID_OPCODE, RFLAGS_IF,
     RFLAGS_RF, RFLAGS_TF, host_cpuid, read_tsc,
@@ -9,17 +10,14 @@ use crate::cpuid;
 use crate::decode;
 use crate::emulate::{self, Bus, Trouble};
 use crate::exit::{Exit, MemoryAccess, PortAccess};
-use crate::mem::{GuestMemory, GuestPtr};
-use crate::msr::{Effect, number, system_time_bytes};
-use crate::platform::{GeneralProtection, Platform};
+use crate::mem::GuestPtr;
+use crate::msr::{Effect, number};
+use crate::platform::{GeneralProtection, Platform, Rest};
+use core::sync::atomic::Ordering;
 
 /// DR6.BS: single step.
 const DR6_SINGLE_STEP: u64 = 1 << 14;
-/// KVM_ENOSYS and KVM_EPERM, negative (Documentation/virt/kvm/x86/hypercalls.rst).
-const NO_SUCH_HYPERCALL: u64 = -1000_i64 as u64;
-const HYPERCALL_NOT_PERMITTED: u64 = -1_i64 as u64;
-
-impl Machine<'_> {
+impl Processor<'_> {
     /// Does what the guest left for.
     ///
     /// # Errors
@@ -28,7 +26,7 @@ impl Machine<'_> {
         match exit {
             Exit::HostInterrupt => self.take_interrupts(),
             Exit::InterruptWindow => self.vcpu.watch_window(false),
-            Exit::Halt => self.halt()?,
+            Exit::Halt => self.halt(),
             Exit::Cpuid => self.cpuid(),
             Exit::ReadMsr => self.read_msr(),
             Exit::WriteMsr => self.write_msr(),
@@ -44,16 +42,7 @@ impl Machine<'_> {
                 self.take_interrupts();
                 self.vcpu.inject(Event::Exception(vector, code));
             }
-            Exit::Hypercall => {
-                let kernel = self.vcpu.system().cpl() == 0;
-                let answer = if kernel {
-                    NO_SUCH_HYPERCALL
-                } else {
-                    HYPERCALL_NOT_PERMITTED
-                };
-                self.vcpu.registers_mut().set(Gpr::Rax, answer);
-                self.retire_opcode(&[0x0F, 0x01, 0xD9]);
-            }
+            Exit::Hypercall => self.hypercall(),
             Exit::Undefined => self.vcpu.inject(INVALID_OPCODE),
             Exit::Refused => self.vcpu.inject(GENERAL_PROTECTION),
             Exit::Shutdown => return Err(StopReason::TripleFault),
@@ -66,7 +55,7 @@ impl Machine<'_> {
 
     /// Lets the box take what interrupts it.
     fn take_interrupts(&mut self) {
-        self.host.take_interrupts();
+        self.shared.host.take_interrupts();
         // The timer's may have been among them: what it was armed for stands no longer.
         self.armed = None;
     }
@@ -87,10 +76,10 @@ impl Machine<'_> {
     }
 
     /// Goes on after the current instruction, which is `opcode`, perhaps with prefixes.
-    fn retire_opcode(&mut self, opcode: &[u8]) {
+    pub(super) fn retire_opcode(&mut self, opcode: &[u8]) {
         let next = self.vcpu.next_rip().unwrap_or_else(|| {
             decode::after_opcode(
-                &self.memory,
+                &self.shared.memory,
                 self.vcpu.registers(),
                 &self.vcpu.system(),
                 opcode,
@@ -99,15 +88,17 @@ impl Machine<'_> {
         self.retire(next);
     }
 
-    fn halt(&mut self) -> Result<(), StopReason> {
+    fn halt(&mut self) {
         self.retire_opcode(&[0xF4]);
-        let vcpu = self.topology.vcpu as usize;
-        if self.vcpu.registers().rflags & RFLAGS_IF == 0 && !self.platform.has_vcpu_event(vcpu) {
-            return Err(StopReason::HaltedForEver);
-        }
         // Under single step the trap comes instead of the halt.
-        self.halted = self.vcpu.delivery() != Delivery::Busy;
-        Ok(())
+        if self.vcpu.delivery() != Delivery::Busy {
+            let masked = self.vcpu.registers().rflags & RFLAGS_IF == 0;
+            self.rest = Some(if masked {
+                Rest::HaltedMasked
+            } else {
+                Rest::Halted
+            });
+        }
     }
 
     fn cpuid(&mut self) {
@@ -127,12 +118,14 @@ impl Machine<'_> {
 
     fn read_msr(&mut self) {
         let msr = self.vcpu.registers().get(Gpr::Rcx) as u32;
-        let vcpu = self.topology.vcpu as usize;
+        let (vcpu, shared) = (self.index(), &*self.shared);
         let value = match msr {
             number::APIC_BASE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
-                self.platform.apic_msr_read(vcpu, msr)
+                shared.with_platform(vcpu, |platform| platform.apic_msr_read(vcpu, msr))
             }
-            number::TSC_DEADLINE => Ok(self.platform.tsc_deadline(vcpu)),
+            number::TSC_DEADLINE => {
+                Ok(shared.with_platform(vcpu, |platform| platform.tsc_deadline(vcpu)))
+            }
             _ => self.msrs.read(msr, &self.vcpu.system(), self.guest_tsc()),
         };
         match value {
@@ -150,14 +143,16 @@ impl Machine<'_> {
     fn write_msr(&mut self) {
         let registers = self.vcpu.registers();
         let (msr, value) = (registers.get(Gpr::Rcx) as u32, registers.edx_eax());
-        let vcpu = self.topology.vcpu as usize;
+        let (vcpu, shared) = (self.index(), &*self.shared);
         let done = match msr {
             number::APIC_BASE | number::X2APIC_FIRST..=number::X2APIC_LAST => {
-                self.platform.apic_msr_write(vcpu, msr, value)
+                shared.with_platform(vcpu, |platform| platform.apic_msr_write(vcpu, msr, value))
             }
             number::TSC_DEADLINE => {
                 let tsc = self.guest_tsc();
-                self.platform.set_tsc_deadline(vcpu, value, tsc);
+                shared.with_platform(vcpu, |platform| {
+                    platform.set_tsc_deadline(vcpu, value, tsc);
+                });
                 Ok(())
             }
             _ => self
@@ -191,40 +186,16 @@ impl Machine<'_> {
                 self.vcpu.set_tsc_offset(value.wrapping_sub(read_tsc()));
                 self.publish_system_time();
                 // A deadline is a value of the TSC: another TSC, another moment.
-                let vcpu = self.topology.vcpu as usize;
-                let (deadline, tsc) = (self.platform.tsc_deadline(vcpu), self.guest_tsc());
-                self.platform.set_tsc_deadline(vcpu, deadline, tsc);
+                let (vcpu, tsc) = (self.index(), self.guest_tsc());
+                self.shared.with_platform(vcpu, |platform| {
+                    let deadline = platform.tsc_deadline(vcpu);
+                    platform.set_tsc_deadline(vcpu, deadline, tsc);
+                });
             }
             Effect::TscAux(value) => self.vcpu.set_tsc_aux(value),
             Effect::WallClock(address) => self.publish_wall_clock(address),
             Effect::SystemTime(_) => self.publish_system_time(),
-        }
-    }
-
-    /// Writes KVM's system time structure, if the guest has one. It stays true: the TSC never changes its rate.
-    fn publish_system_time(&mut self) {
-        let Some(address) = self.msrs.system_time() else {
-            return;
-        };
-        // Two readings around the clock's: the middle is when the clock was read.
-        let before = self.guest_tsc();
-        let now = self.host.now_ns();
-        let tsc = before.wrapping_add(self.guest_tsc().wrapping_sub(before) / 2);
-        self.clock_version = self.clock_version.wrapping_add(2);
-        let bytes = system_time_bytes(self.clock_version, tsc, now, self.clock);
-        if self.memory.write(address, &bytes).is_err() {
-            log::debug!("guest wants its system time at {address:#x}, where it has no memory");
-        }
-    }
-
-    /// Writes KVM's wall clock structure: version, seconds, nanoseconds at system time zero.
-    fn publish_wall_clock(&mut self, address: u64) {
-        let seconds = self.host.boot_unix_seconds() as u32;
-        let mut bytes = [0; 12];
-        bytes[0] = 2;
-        bytes[4..8].copy_from_slice(&seconds.to_le_bytes());
-        if self.memory.write(address, &bytes).is_err() {
-            log::debug!("guest wants the wall clock at {address:#x}, where it has no memory");
+            Effect::StealTime => self.resume_steal_time(),
         }
     }
 
@@ -235,14 +206,17 @@ impl Machine<'_> {
             2 => 0xFFFF,
             _ => 0xFFFF_FFFF,
         };
+        let PortAccess { port, width, .. } = access;
+        let (vcpu, shared) = (self.index(), &*self.shared);
         if access.write {
-            self.platform
-                .port_write(&self.memory, access.port, access.width, (rax & mask) as u32);
+            shared.with_platform(vcpu, |platform| {
+                platform.port_write(&shared.memory, port, width, (rax & mask) as u32);
+            });
         } else {
-            let value = u64::from(
-                self.platform
-                    .port_read(&self.memory, access.port, access.width),
-            ) & mask;
+            let value = shared.with_platform(vcpu, |platform| {
+                platform.port_read(&shared.memory, port, width)
+            });
+            let value = u64::from(value) & mask;
             let kept = if access.width == 4 { 0 } else { rax & !mask };
             self.vcpu.registers_mut().set(Gpr::Rax, kept | value);
         }
@@ -258,7 +232,7 @@ impl Machine<'_> {
         if access.table_walk || self.vcpu.delivery() == Delivery::Busy {
             return Err(StopReason::NoTables(address));
         }
-        if self.memory.contains(GuestPtr { address, length: 1 }) {
+        if self.shared.memory.contains(GuestPtr { address, length: 1 }) {
             return Err(StopReason::NestedFault(address));
         }
         self.emulate(address)
@@ -267,13 +241,17 @@ impl Machine<'_> {
     /// Carries out the current instruction, which touched `address`.
     fn emulate(&mut self, address: u64) -> Result<(), StopReason> {
         let system = self.vcpu.system();
+        let shared = &*self.shared;
         let mut wires = Wires {
-            memory: &self.memory,
-            platform: &mut self.platform,
+            shared,
             vcpu: self.topology.vcpu as usize,
-            unclaimed: &mut self.unclaimed_mmio,
         };
-        match emulate::step(&self.memory, self.vcpu.registers_mut(), &system, &mut wires) {
+        match emulate::step(
+            &shared.memory,
+            self.vcpu.registers_mut(),
+            &system,
+            &mut wires,
+        ) {
             Ok(next) => self.retire(next),
             Err(Trouble::Inject(event, cr2)) => {
                 if let Some(cr2) = cr2 {
@@ -292,62 +270,71 @@ impl Machine<'_> {
 
 /// What an emulated instruction reaches.
 struct Wires<'a, 'h> {
-    memory: &'a GuestMemory,
-    platform: &'a mut Platform<'h>,
+    shared: &'a Shared<'h>,
     vcpu: usize,
-    unclaimed: &'a mut u64,
+}
+
+impl<'h> Wires<'_, 'h> {
+    fn platform<R>(&self, act: impl FnOnce(&mut Platform<'h>) -> R) -> R {
+        self.shared.with_platform(self.vcpu, act)
+    }
+
+    fn count_unclaimed(&self) {
+        self.shared.unclaimed_mmio.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Bus for Wires<'_, '_> {
     fn read(&mut self, address: u64, width: u8) -> u64 {
+        let memory = &self.shared.memory;
         let ram = match width {
-            1 => self.memory.read_u8(address).map(u64::from),
-            2 => self.memory.read_u16(address).map(u64::from),
-            4 => self.memory.read_u32(address).map(u64::from),
-            _ => self.memory.read_u64(address),
+            1 => memory.read_u8(address).map(u64::from),
+            2 => memory.read_u16(address).map(u64::from),
+            4 => memory.read_u32(address).map(u64::from),
+            _ => memory.read_u64(address),
         };
         ram.ok()
             .or_else(|| {
-                self.platform
-                    .mmio_read(self.memory, self.vcpu, address, width)
+                self.platform(|platform| platform.mmio_read(memory, self.vcpu, address, width))
             })
             .unwrap_or_else(|| {
-                *self.unclaimed += 1;
+                self.count_unclaimed();
                 u64::MAX
             })
     }
 
     fn write(&mut self, address: u64, width: u8, value: u64) {
+        let memory = &self.shared.memory;
         let ram = match width {
-            1 => self.memory.write_u8(address, value as u8),
-            2 => self.memory.write_u16(address, value as u16),
-            4 => self.memory.write_u32(address, value as u32),
-            _ => self.memory.write_u64(address, value),
+            1 => memory.write_u8(address, value as u8),
+            2 => memory.write_u16(address, value as u16),
+            4 => memory.write_u32(address, value as u32),
+            _ => memory.write_u64(address, value),
         };
         if ram.is_err()
             && self
-                .platform
-                .mmio_write(self.memory, self.vcpu, address, width, value)
+                .platform(|platform| platform.mmio_write(memory, self.vcpu, address, width, value))
                 .is_none()
         {
-            *self.unclaimed += 1;
+            self.count_unclaimed();
         }
     }
 
     fn port_read(&mut self, port: u16, width: u8) -> u32 {
-        self.platform.port_read(self.memory, port, width)
+        self.platform(|platform| platform.port_read(&self.shared.memory, port, width))
     }
 
     fn port_write(&mut self, port: u16, width: u8, value: u32) {
-        self.platform.port_write(self.memory, port, width, value);
+        self.platform(|platform| platform.port_write(&self.shared.memory, port, width, value));
     }
 
     fn task_priority(&mut self) -> u64 {
-        u64::from(self.platform.task_priority(self.vcpu) >> 4)
+        u64::from(self.platform(|platform| platform.task_priority(self.vcpu)) >> 4)
     }
 
     fn set_task_priority(&mut self, value: u64) {
-        self.platform
-            .set_task_priority(self.vcpu, (value as u8 & 0xF) << 4);
+        self.platform(|platform| {
+            platform.set_task_priority(self.vcpu, (value as u8 & 0xF) << 4);
+        });
     }
 }

@@ -20,7 +20,7 @@ pub enum StopReason {
     TripleFault,
     /// HLT with interrupts off: nothing can wake it.
     HaltedForEver,
-    /// The only vCPU sent INIT to itself.
+    /// Every vCPU waits for a startup message, which only another one could send.
     SelfInit,
     /// This CPU runs no guests.
     Unavailable(Unavailable),
@@ -57,7 +57,10 @@ impl fmt::Display for StopReason {
                 f,
                 "the guest halted with interrupts off: nothing can wake it"
             ),
-            Self::SelfInit => write!(f, "the guest sent INIT to its only CPU"),
+            Self::SelfInit => write!(
+                f,
+                "the guest sent INIT to its last running CPU: nobody can start it again"
+            ),
             Self::Unavailable(reason) => write!(f, "{reason}"),
             Self::BadState(rule) => write!(f, "the guest's CPU state is refused: {rule}"),
             Self::UnknownInstruction { address, bytes } => {
@@ -104,6 +107,8 @@ impl StopReason {
 /// The vCPU at the moment it stopped. `Display` gives several lines.
 #[derive(Clone, Debug)]
 pub struct Evidence {
+    /// Its number.
+    pub vcpu: u32,
     /// General-purpose registers, RIP, RFLAGS.
     pub registers: Registers,
     /// The other registers.
@@ -133,8 +138,8 @@ impl fmt::Display for Evidence {
         } = &self.system;
         writeln!(
             f,
-            "rip {:x}:{rip:#x} rflags {rflags:#x} code {}",
-            cs.selector, self.code
+            "vCPU {} rip {:x}:{rip:#x} rflags {rflags:#x} code {}",
+            self.vcpu, cs.selector, self.code
         )?;
         const NAMES: [&str; 16] = [
             "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11",

@@ -1,19 +1,21 @@
 //! The run loop and the exit handlers, with a vCPU that plays a script.
 
+use super::processor::SHADOW_NS;
 use super::*;
 use crate::cpu::Unavailable;
+use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
+use crate::exit::Exit;
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
-use crate::mem::npt::FlushNeeded;
+use crate::msr::PAT_RESET;
 use crate::platform::test_host::TestHost;
 use alloc::collections::VecDeque;
-use alloc::rc::Rc;
 use alloc::string::ToString;
 use alloc::vec::Vec;
-use core::cell::RefCell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 mod events;
+mod smp;
 mod stepping;
 
 /// What the vCPU was told, and what it says.
@@ -26,15 +28,29 @@ struct Script {
     injected: Vec<Event>,
     window: bool,
     tsc_offset: u64,
+    flushes: u32,
     /// What the tests look at: injections and windows as they were at each entry.
     entries: Vec<(Option<Event>, bool)>,
 }
 
+/// A script that the vCPU and the test have in common.
+#[derive(Default)]
+struct Shared(Mutex<Script>);
+
+impl Shared {
+    fn borrow(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+    fn borrow_mut(&self) -> MutexGuard<'_, Script> {
+        self.0.lock().unwrap()
+    }
+}
+
 #[derive(Clone, Default)]
-struct Player(Rc<RefCell<Script>>, Registers);
+struct Player(Arc<Shared>, Registers);
 
 impl Vcpu for Player {
-    fn bind(&mut self) -> Result<(), Unavailable> {
+    fn bind(&mut self, _: usize) -> Result<(), Unavailable> {
         self.1 = self.0.borrow().registers;
         Ok(())
     }
@@ -81,8 +97,11 @@ impl Vcpu for Player {
     fn watch_window(&mut self, on: bool) {
         self.0.borrow_mut().window = on;
     }
-    fn flush(&mut self, needed: FlushNeeded) {
-        needed.discharge();
+    fn cancel_event(&mut self) {
+        self.0.borrow_mut().injected.clear();
+    }
+    fn flush(&mut self) {
+        self.0.borrow_mut().flushes += 1;
     }
     fn tsc_offset(&self) -> u64 {
         self.0.borrow().tsc_offset
@@ -100,7 +119,12 @@ impl Vcpu for Player {
 #[derive(Default)]
 struct Box0 {
     inner: TestHost,
-    armed: AtomicU64,
+    kicked: AtomicU64,
+    armings: AtomicU64,
+    leave: AtomicBool,
+    /// In so many questions, if not zero.
+    leave_after: AtomicU64,
+    stolen: AtomicU64,
     idled: AtomicU64,
     stop: AtomicBool,
     interrupts: AtomicU64,
@@ -131,20 +155,23 @@ impl Host for Box0 {
     fn entropy(&self, buffer: &mut [u8]) {
         self.inner.entropy(buffer);
     }
-    fn arm_timer(&self, deadline_ns: Option<u64>) {
-        self.armed
-            .store(deadline_ns.unwrap_or(u64::MAX), Ordering::Relaxed);
+    fn arm_timer(&self, _: Option<u64>) {
+        self.armings.fetch_add(1, Ordering::Relaxed);
     }
     fn take_interrupts(&self) {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
     }
-    fn idle(&self) {
-        self.idled.fetch_add(1, Ordering::Relaxed);
-        match self.armed.load(Ordering::Relaxed) {
-            // Nothing would ever wake it: the box stops the guest.
-            u64::MAX => self.stop.store(true, Ordering::Relaxed),
-            deadline => self.inner.set_now(deadline),
-        }
+    fn must_leave(&self) -> bool {
+        let left = self.leave_after.load(Ordering::Relaxed);
+        self.leave_after
+            .store(left.saturating_sub(1), Ordering::Relaxed);
+        self.leave.swap(false, Ordering::Relaxed) || left == 1
+    }
+    fn kick(&self, vcpu: usize) {
+        self.kicked.fetch_or(1 << vcpu, Ordering::Relaxed);
+    }
+    fn stolen_ns(&self, _: usize) -> u64 {
+        self.stolen.load(Ordering::Relaxed)
     }
     fn stop_requested(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
@@ -154,8 +181,9 @@ impl Host for Box0 {
 const CODE: u64 = 0x1000;
 
 struct Scene<'h> {
+    host: &'h Box0,
     machine: Machine<'h>,
-    script: Rc<RefCell<Script>>,
+    script: Arc<Shared>,
 }
 
 impl<'h> Scene<'h> {
@@ -164,7 +192,7 @@ impl<'h> Scene<'h> {
         let memory = GuestMemory::allocate(2 << 20).unwrap();
         memory.write(CODE, code).unwrap();
         let player = Player::default();
-        let script = Rc::clone(&player.0);
+        let script = Arc::clone(&player.0);
         {
             let mut script = script.borrow_mut();
             script.exits = exits.iter().copied().collect();
@@ -185,8 +213,12 @@ impl<'h> Scene<'h> {
             mac: None,
             debug_exit: true,
         };
-        let machine = Machine::new(&config, memory, Box::new(player), host);
-        Self { machine, script }
+        let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);
+        Self {
+            host,
+            machine,
+            script,
+        }
     }
 
     fn set(&self, change: impl FnOnce(&mut Registers)) {
@@ -194,7 +226,50 @@ impl<'h> Scene<'h> {
     }
 
     fn run(&mut self) -> StopReason {
-        self.machine.run().reason
+        self.run_to_stop().reason
+    }
+
+    /// Runs the vCPU as a box does that has nothing else to do.
+    fn run_to_stop(&mut self) -> Stop {
+        loop {
+            match self.machine.run(0, 0) {
+                Left::Stopped => break,
+                Left::Preempted => {}
+                Left::Resting(until) => {
+                    self.machine.release(0, 0);
+                    self.host.idled.fetch_add(1, Ordering::Relaxed);
+                    match until {
+                        // Nothing would ever wake it: the box stops the guest.
+                        None => self.host.stop.store(true, Ordering::Relaxed),
+                        Some(deadline) => self.host.inner.set_now(deadline),
+                    }
+                }
+            }
+        }
+        self.machine.release(0, 0);
+        self.machine.stop().unwrap()
+    }
+
+    fn write_apic(&self, msr: u32, value: u64) {
+        self.machine
+            .with_platform(|platform| platform.apic_msr_write(0, msr, value))
+            .unwrap();
+    }
+
+    /// The vCPU by itself.
+    fn processor(&self) -> impl core::ops::DerefMut<Target = Processor<'h>> {
+        self.machine.processors[0].lock()
+    }
+
+    fn end_needs_no_exit(&self) -> bool {
+        self.machine
+            .with_platform(|platform| platform.end_needs_no_exit(0))
+    }
+
+    fn deliver(&self) -> Option<u64> {
+        let mut processor = self.processor();
+        self.machine
+            .with_platform(|platform| processor.deliver(platform))
     }
 
     fn register(&self, register: Gpr) -> u64 {
@@ -474,7 +549,7 @@ fn exits_that_are_not_understood_stop_with_evidence() {
     let host = Box0::default();
     let raw = [0x7D, 1, 2];
     let mut scene = Scene::new(&host, &[0xF4], &[Exit::HostInterrupt, Exit::Unknown(raw)]);
-    let stop = scene.machine.run();
+    let stop = scene.run_to_stop();
     assert_eq!(stop.reason, StopReason::UnknownExit(raw));
     assert!(!stop.reason.is_orderly());
     let text = stop.evidence.to_string();
@@ -488,7 +563,10 @@ fn exits_that_are_not_understood_stop_with_evidence() {
     ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
-    assert_eq!(scene.machine.counters().snapshot().of(ExitKind::Unknown), 1);
+    assert_eq!(
+        scene.machine.counters()[0].snapshot().of(ExitKind::Unknown),
+        1
+    );
     let refused = Scene::new(
         &host,
         &[],

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::VcpuSet;
 use crate::device::ioapic::{IoApic, is_vectored};
 use crate::device::lapic::{ApicMode, DeliveryMode, Destination, Effect, LocalApic, Message};
 
@@ -10,6 +11,8 @@ use crate::device::lapic::{ApicMode, DeliveryMode, Destination, Effect, LocalApi
 pub struct Interrupts {
     local: Vec<LocalApic>,
     io: IoApic,
+    /// vCPUs that were given something to look at.
+    touched: VcpuSet,
 }
 
 impl Interrupts {
@@ -20,7 +23,33 @@ impl Interrupts {
                 .map(|id| LocalApic::new(id, mode))
                 .collect(),
             io: IoApic::default(),
+            touched: VcpuSet::default(),
         }
+    }
+
+    /// The vCPUs that were given something since the last call.
+    pub fn take_touched(&mut self) -> VcpuSet {
+        core::mem::take(&mut self.touched)
+    }
+
+    /// Notes that a vCPU has something to look at.
+    pub fn touch(&mut self, vcpu: usize) {
+        self.touched = self.touched.with(VcpuSet::only(vcpu));
+    }
+
+    /// Gives a message to the local APICs that it is for. True if one took it.
+    pub fn send(&mut self, sender: Option<usize>, message: Message) -> bool {
+        let taken = deliver(&mut self.local, sender, message);
+        self.touched = self.touched.with(taken);
+        !taken.is_empty()
+    }
+
+    /// Gives the I/O APIC's `message` to the local APICs that it is for. The vector of a level-triggered interrupt that none of them
+    /// took.
+    fn offer(local: &mut [LocalApic], touched: &mut VcpuSet, message: Message) -> Option<u8> {
+        let taken = deliver(local, None, message);
+        *touched = touched.with(taken);
+        (taken.is_empty() && message.level).then_some(message.vector)
     }
 
     /// The local APIC of `vcpu`.
@@ -34,6 +63,7 @@ impl Interrupts {
     }
 
     /// Every local APIC.
+    #[cfg(test)]
     pub fn locals_mut(&mut self) -> impl Iterator<Item = &mut LocalApic> {
         self.local.iter_mut()
     }
@@ -46,7 +76,7 @@ impl Interrupts {
     /// Sets the line of a GSI.
     pub fn set_line(&mut self, gsi: u8, active: bool) {
         if let Some(message) = self.io.set_line(gsi, active) {
-            let refused = offer(&mut self.local, message);
+            let refused = Self::offer(&mut self.local, &mut self.touched, message);
             self.note_refused(refused);
         }
     }
@@ -64,9 +94,9 @@ impl Interrupts {
 
     /// Writes an I/O APIC register.
     pub fn write_io(&mut self, offset: u64, value: u32) {
-        let (local, mut refused) = (&mut self.local, None);
+        let (local, touched, mut refused) = (&mut self.local, &mut self.touched, None);
         self.io.write(offset, value, |message| {
-            refused = refused.or(offer(local, message));
+            refused = refused.or(Self::offer(local, touched, message));
         });
         self.note_refused(refused);
     }
@@ -76,26 +106,21 @@ impl Interrupts {
         match effect {
             Effect::None => {}
             Effect::EndOfLevel(vector) => {
-                let (local, mut refused) = (&mut self.local, None);
+                let (local, touched, mut refused) = (&mut self.local, &mut self.touched, None);
                 self.io.end_of_interrupt(vector, |message| {
-                    refused = refused.or(offer(local, message));
+                    refused = refused.or(Self::offer(local, touched, message));
                 });
                 self.note_refused(refused);
             }
             Effect::Send(message) => {
-                deliver(&mut self.local, Some(vcpu), message);
+                self.send(Some(vcpu), message);
             }
         }
     }
 }
 
-/// Gives the I/O APIC's `message` to the local APICs that it is for. The vector of a level-triggered interrupt that none of them took.
-fn offer(local: &mut [LocalApic], message: Message) -> Option<u8> {
-    (!deliver(local, None, message) && message.level).then_some(message.vector)
-}
-
-/// Gives `message` to the local APICs that it is for. `sender` is none for the I/O APIC. True if one took it.
-fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) -> bool {
+/// Gives `message` to the local APICs that it is for. `sender` is none for the I/O APIC. Those that took it.
+fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) -> VcpuSet {
     let is_for = |index: usize, apic: &LocalApic| match message.destination {
         Destination::Physical(id) => apic.id() == id,
         Destination::Logical(target) => apic.matches_logical(target),
@@ -112,14 +137,20 @@ fn deliver(local: &mut [LocalApic], sender: Option<usize>, message: Message) -> 
             .min_by_key(|(_, apic)| apic.arbitration_priority())
             .map(|(index, _)| index);
         return chosen
-            .and_then(|index| local.get_mut(index))
-            .is_some_and(|apic| apic.accept(message.mode, message.vector, message.level));
+            .filter(|index| {
+                local
+                    .get_mut(*index)
+                    .is_some_and(|apic| apic.accept(message.mode, message.vector, message.level))
+            })
+            .map_or(VcpuSet::default(), VcpuSet::only);
     }
-    let mut taken = false;
+    let mut taken = VcpuSet::default();
     for (index, apic) in local.iter_mut().enumerate() {
         if is_for(index, apic) {
             let level = message.level && is_vectored(message.mode);
-            taken |= apic.accept(message.mode, message.vector, level);
+            if apic.accept(message.mode, message.vector, level) {
+                taken = taken.with(VcpuSet::only(index));
+            }
         }
     }
     taken
@@ -184,11 +215,11 @@ mod tests {
         let mut interrupts = enabled(3, ApicMode::X2Apic);
         command(&mut interrupts, 0, 0xC_4500);
         command(&mut interrupts, 0, 0xC_4612);
-        assert!(!interrupts.local(0).unwrap().has_event());
+        assert!(!interrupts.local(0).unwrap().has_event(true));
         for vcpu in 1..3 {
             let apic = interrupts.local_mut(vcpu).unwrap();
-            assert_eq!(apic.take_event(), Some(VcpuEvent::Init));
-            assert_eq!(apic.take_event(), Some(VcpuEvent::Startup(0x12)));
+            assert_eq!(apic.take_event(true), Some(VcpuEvent::Init));
+            assert_eq!(apic.take_event(true), Some(VcpuEvent::Startup(0x12)));
         }
     }
 

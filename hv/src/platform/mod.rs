@@ -15,7 +15,7 @@ mod tests;
 use alloc::vec::Vec;
 
 use crate::acpi::AcpiConfig;
-use crate::device::lapic::{Effect, LocalApic};
+use crate::device::lapic::{DeliveryMode, Destination, Effect, LocalApic, Message};
 use crate::device::pci::PciConfig;
 use crate::device::pic::Pic;
 use crate::device::pm::PowerManagement;
@@ -83,6 +83,53 @@ pub struct PlatformCounters {
     pub post_code: u8,
 }
 
+/// A set of vCPUs, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuSet(u32);
+
+impl VcpuSet {
+    /// Only `vcpu`, which is below [`MAX_VCPUS`].
+    pub fn only(vcpu: usize) -> Self {
+        Self(1_u32.checked_shl(vcpu as u32).unwrap_or(0))
+    }
+
+    /// Both together.
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Without those of `other`.
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether `vcpu` is in it.
+    pub fn has(self, vcpu: usize) -> bool {
+        self.0 & Self::only(vcpu).0 != 0
+    }
+
+    /// Whether it is empty.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Its members, lowest first.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_VCPUS).filter(move |vcpu| self.has(*vcpu))
+    }
+}
+
+/// How a vCPU rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// HLT with interrupts on: an interrupt ends it.
+    Halted,
+    /// HLT with interrupts off: only an NMI, an INIT, or a kick through KVM's hypercall ends it.
+    HaltedMasked,
+    /// It waits for a startup message.
+    WaitsForStartup,
+}
+
 /// Where typed input goes: to the console that the guest wrote to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InputTo {
@@ -106,6 +153,14 @@ pub struct Platform<'h> {
     entropy: MmioDevice<Entropy>,
     input_to: InputTo,
     power: Option<PowerEvent>,
+    /// vCPUs that only another vCPU can wake.
+    out_of_reach: VcpuSet,
+    /// Those of them that wait for a startup message.
+    starting: VcpuSet,
+    /// For when [`DEVICE_VCPU`] was last told that the devices want to be looked at; `u64::MAX`: not foreseen.
+    foreseen_ns: u64,
+    /// vCPUs that another one kicked by hypercall (KVM's PV unhalt).
+    kicked: VcpuSet,
     counters: PlatformCounters,
 }
 
@@ -127,6 +182,10 @@ impl<'h> Platform<'h> {
             entropy: MmioDevice::new(Entropy::default()),
             input_to: InputTo::Serial,
             power: None,
+            out_of_reach: VcpuSet::default(),
+            starting: VcpuSet::default(),
+            foreseen_ns: u64::MAX,
+            kicked: VcpuSet::default(),
             counters: PlatformCounters::default(),
         }
     }
@@ -230,30 +289,119 @@ impl<'h> Platform<'h> {
             .is_some_and(LocalApic::end_needs_no_exit)
     }
 
-    /// Takes the next INIT, startup or NMI for `vcpu`.
-    pub fn take_vcpu_event(&mut self, vcpu: usize) -> Option<VcpuEvent> {
-        self.interrupts.local_mut(vcpu)?.take_event()
+    /// Takes the next INIT, startup or NMI for `vcpu`; no NMI while it waits for its startup.
+    pub fn take_vcpu_event(&mut self, vcpu: usize, waits_for_startup: bool) -> Option<VcpuEvent> {
+        self.interrupts
+            .local_mut(vcpu)?
+            .take_event(waits_for_startup)
     }
 
     /// True if [`Platform::take_vcpu_event`] would give one.
-    pub fn has_vcpu_event(&self, vcpu: usize) -> bool {
+    pub fn has_vcpu_event(&self, vcpu: usize, waits_for_startup: bool) -> bool {
         self.interrupts
             .local(vcpu)
-            .is_some_and(LocalApic::has_event)
+            .is_some_and(|apic| apic.has_event(waits_for_startup))
     }
 
-    /// True if `vcpu` has a reason to leave its halt: an interrupt that can be delivered, or an event.
-    pub fn wakes(&self, vcpu: usize) -> bool {
-        self.interrupts
-            .local(vcpu)
-            .is_some_and(|apic| apic.pending().is_some() || apic.has_event())
+    /// Whether `vcpu`, which rests, has a reason to go on. If not, it is noted as resting: see [`Platform::is_dead`].
+    pub fn wakes(&mut self, vcpu: usize, rest: Rest) -> bool {
+        let wakes = self.has_vcpu_event(vcpu, rest == Rest::WaitsForStartup)
+            || match rest {
+                Rest::Halted => self.pending_interrupt(vcpu).is_some() || self.take_kick(vcpu),
+                Rest::HaltedMasked => self.take_kick(vcpu),
+                Rest::WaitsForStartup => false,
+            };
+        let this = VcpuSet::only(vcpu);
+        let note = |set: VcpuSet, holds: bool| {
+            if holds {
+                set.with(this)
+            } else {
+                set.without(this)
+            }
+        };
+        self.out_of_reach = note(self.out_of_reach, !wakes && rest != Rest::Halted);
+        self.starting = note(self.starting, !wakes && rest == Rest::WaitsForStartup);
+        wakes
     }
 
-    /// Lets time and the host's input take effect: timers that are due, frames and typed bytes for the guest, output that has waited.
-    /// Cheap when there is nothing to do.
-    pub fn service(&mut self, mem: &GuestMemory) {
+    fn take_kick(&mut self, vcpu: usize) -> bool {
+        let kicked = self.kicked.has(vcpu);
+        self.kicked = self.kicked.without(VcpuSet::only(vcpu));
+        kicked
+    }
+
+    /// True if no vCPU can ever run again: each rests, only another could wake it, and nothing is on its way to any.
+    pub fn is_dead(&self) -> bool {
+        self.interrupts.locals().enumerate().all(|(vcpu, apic)| {
+            self.out_of_reach.has(vcpu)
+                && !self.kicked.has(vcpu)
+                && !apic.has_event(self.starting.has(vcpu))
+        })
+    }
+
+    /// True if every vCPU waits for a startup message.
+    pub fn all_wait_for_startup(&self) -> bool {
+        let mut all = self.interrupts.locals().enumerate();
+        all.all(|(vcpu, _)| self.starting.has(vcpu))
+    }
+
+    /// The vCPUs that were given something to look at since the last call, in whatever way.
+    pub fn take_touched(&mut self) -> VcpuSet {
+        let touched = self.interrupts.take_touched();
+        let due = self.device_deadline_ns().unwrap_or(u64::MAX);
+        if due >= self.foreseen_ns {
+            return touched;
+        }
+        // Whoever looks after the devices does not know of it yet.
+        self.foreseen_ns = due;
+        touched.with(VcpuSet::only(DEVICE_VCPU))
+    }
+
+    /// Wakes the vCPU with local APIC identifier `apic_id` from a halt, whether its interrupts are on or off (KVM_HC_KICK_CPU,
+    /// Documentation/virt/kvm/x86/hypercalls.rst). False if there is no such vCPU.
+    pub fn kick_by_hypercall(&mut self, apic_id: u32) -> bool {
+        let Some(vcpu) = self
+            .interrupts
+            .locals()
+            .position(|apic| apic.id() == apic_id)
+        else {
+            return false;
+        };
+        self.kicked = self.kicked.with(VcpuSet::only(vcpu));
+        self.interrupts.touch(vcpu);
+        true
+    }
+
+    /// Sends an interrupt to each vCPU whose local APIC identifier is `first` plus the number of a bit that is set in `bitmap`
+    /// (KVM_HC_SEND_IPI). `command` is the lower half of an interrupt command register. Gives how many took it; none if the
+    /// delivery mode is not one for this.
+    pub fn send_by_hypercall(&mut self, bitmap: u128, first: u32, command: u32) -> Option<u64> {
+        let mode = match command >> 8 & 7 {
+            0 => DeliveryMode::Fixed,
+            4 => DeliveryMode::Nmi,
+            _ => return None,
+        };
+        let targets = (0..128).filter(|bit| bitmap >> bit & 1 != 0);
+        let taken = targets.filter(|bit| {
+            let Some(id) = first.checked_add(*bit) else {
+                return false;
+            };
+            let message = Message {
+                destination: Destination::Physical(id),
+                mode,
+                vector: command as u8,
+                level: false,
+            };
+            self.interrupts.send(None, message)
+        });
+        Some(taken.count() as u64)
+    }
+
+    /// Lets time and the host's input take effect: `vcpu`'s timer if it is due, frames and typed bytes for the guest, output that has
+    /// waited. Cheap when there is nothing to do.
+    pub fn service(&mut self, mem: &GuestMemory, vcpu: usize) {
         let now = self.now();
-        for apic in self.interrupts.locals_mut() {
+        if let Some(apic) = self.interrupts.local_mut(vcpu) {
             apic.service(now);
         }
         self.rtc.service(now);
@@ -276,21 +424,27 @@ impl<'h> Platform<'h> {
         self.update_lines();
     }
 
-    /// When [`Platform::service`] is due, as [`Host::now_ns`] counts; 0 means at once. Input from the host is not foreseen: it
-    /// needs a call of its own.
-    pub fn next_deadline_ns(&self) -> Option<u64> {
+    /// When [`Platform::service`] is due for `vcpu`, as [`Host::now_ns`] counts; 0 means at once. Devices are [`DEVICE_VCPU`]'s to look
+    /// after. Input from the host is not foreseen: it needs a call of its own.
+    pub fn next_deadline_ns(&mut self, vcpu: usize) -> Option<u64> {
+        let timer = self.interrupts.local(vcpu).and_then(LocalApic::deadline_ns);
+        if vcpu != DEVICE_VCPU {
+            return timer;
+        }
+        let devices = self.device_deadline_ns();
+        self.foreseen_ns = devices.unwrap_or(u64::MAX);
+        timer.into_iter().chain(devices).min()
+    }
+
+    fn device_deadline_ns(&self) -> Option<u64> {
         let backlog = self.net.as_ref().is_some_and(MmioDevice::has_backlog)
             || self.console.has_backlog()
             || self.entropy.has_backlog();
         if backlog {
             return Some(0);
         }
-        self.interrupts
-            .locals()
-            .filter_map(LocalApic::deadline_ns)
-            .chain(self.rtc.deadline_ns())
-            .chain(self.serial.flush_at_ns())
-            .min()
+        let (rtc, serial) = (self.rtc.deadline_ns(), self.serial.flush_at_ns());
+        rtc.into_iter().chain(serial).min()
     }
 
     /// What the guest wants of the machine's power, from its first such wish on.
@@ -338,6 +492,9 @@ impl<'h> Platform<'h> {
         }
     }
 }
+
+/// The vCPU that looks after the devices: it is the one to wake when the host has input for the guest.
+pub const DEVICE_VCPU: usize = 0;
 
 /// MSR of the local APIC's base address and mode.
 const IA32_APIC_BASE: u32 = 0x1B;

@@ -91,7 +91,15 @@ impl Host for TestHost {
 
     fn take_interrupts(&self) {}
 
-    fn idle(&self) {}
+    fn must_leave(&self) -> bool {
+        false
+    }
+
+    fn kick(&self, _vcpu: usize) {}
+
+    fn stolen_ns(&self, _vcpu: usize) -> u64 {
+        0
+    }
 
     fn stop_requested(&self) -> bool {
         false

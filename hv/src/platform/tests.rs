@@ -91,8 +91,8 @@ fn serial_output_and_input_go_through_the_io_apic() {
     assert_eq!(host.take_console(), b"ok\n");
     assert_eq!(machine.take(), None);
     host.type_in(b"y");
-    machine.platform.service(&machine.mem);
-    assert!(machine.platform.wakes(0));
+    machine.platform.service(&machine.mem, 0);
+    assert!(machine.platform.wakes(0, Rest::Halted));
     assert_eq!(machine.take(), Some(0x34));
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'y'));
     machine.write(port::COM1, 1, u32::from(b'n'));
@@ -163,13 +163,13 @@ fn what_an_acknowledgement_leaves_interrupts_again() {
 fn timers_are_foreseen_and_fire() {
     let host = TestHost::default();
     let mut machine = Machine::new(&host);
-    assert_eq!(machine.platform.next_deadline_ns(), None);
+    assert_eq!(machine.platform.next_deadline_ns(0), None);
     machine.msr(0x832, 0x4_00EF);
     machine.platform.set_tsc_deadline(0, 10_000, 4_000);
-    assert_eq!(machine.platform.next_deadline_ns(), Some(3_000));
+    assert_eq!(machine.platform.next_deadline_ns(0), Some(3_000));
     assert_eq!(machine.platform.tsc_deadline(0), 10_000);
     host.set_now(3_000);
-    machine.platform.service(&machine.mem);
+    machine.platform.service(&machine.mem, 0);
     assert_eq!(machine.take(), Some(0xEF));
     assert!(machine.platform.end_needs_no_exit(0));
     machine.platform.end_of_interrupt(0);
@@ -180,7 +180,7 @@ fn timers_are_foreseen_and_fire() {
         "a deadline in the past needs no service"
     );
     machine.write(port::COM1, 1, u32::from(b'x'));
-    assert_eq!(machine.platform.next_deadline_ns(), Some(20_003_000));
+    assert_eq!(machine.platform.next_deadline_ns(0), Some(20_003_000));
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn the_paravirtual_console_takes_the_input_it_earns() {
     mem.write_u64(0x4008, 2).unwrap();
     mem.write_u16(0x5002, 1).unwrap();
     host.type_in(b"a");
-    machine.platform.service(&machine.mem);
+    machine.platform.service(&machine.mem, 0);
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'a'), "serial first");
     machine.store(window + 0x50, 1).unwrap();
     assert_eq!(machine.host.take_console(), b"hi");
@@ -230,7 +230,7 @@ fn the_paravirtual_console_takes_the_input_it_earns() {
     machine.store(window + 0x64, 1).unwrap();
     machine.msr(0x80B, 0);
     host.type_in(b"b");
-    machine.platform.service(&machine.mem);
+    machine.platform.service(&machine.mem, 0);
     assert_eq!(machine.mem.read_u8(0x8000), Ok(b'b'));
     assert_eq!(machine.take(), Some(0x41), "a new edge");
     assert_eq!(machine.platform.counters().console_bytes, 2);
@@ -290,15 +290,15 @@ proptest! {
                 7 => {
                     host.type_in(&[value as u8]);
                     host.arrive(&[value as u8; 60]);
-                    machine.platform.service(&machine.mem);
-                    if let Some(deadline) = machine.platform.next_deadline_ns() {
+                    machine.platform.service(&machine.mem, 0);
+                    if let Some(deadline) = machine.platform.next_deadline_ns(0) {
                         prop_assert!(deadline > now || deadline == 0, "{deadline} after {now}");
                     }
                 }
                 _ => {
                     machine.platform.press_power_button();
                     let _ = machine.take();
-                    let _ = machine.platform.take_vcpu_event(1);
+                    let _ = machine.platform.take_vcpu_event(1, false);
                 }
             }
         }

@@ -87,6 +87,17 @@ pub enum Policy {
     Placed,
 }
 
+impl core::fmt::Display for Policy {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Policy::Fair => "fair",
+            Policy::Balance => "balance",
+            Policy::Gang => "gang",
+            Policy::Placed => "placed",
+        })
+    }
+}
+
 /// What a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

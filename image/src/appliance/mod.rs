@@ -1,6 +1,7 @@
 //! The composition root: what runs where, in the order of a boot (DESIGN §2).
 
 mod budget;
+mod cpus;
 mod dictionary;
 pub mod guest;
 mod network;
@@ -10,10 +11,7 @@ use crate::firmware::{self, Findings};
 use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
 use crate::output;
 
-/// The boot CPU runs the WAN stack and the console.
-const NETWORK_CPU: usize = 0;
-/// The guest has a CPU of its own.
-const GUEST_CPU: usize = 1;
+use cpus::NETWORK_CPU;
 
 /// A boot, top to bottom. Entered with the firmware's services at hand, on a stack of our own.
 pub fn run() -> ! {
@@ -31,6 +29,7 @@ pub fn run() -> ! {
         output::problem("no memory is free below 1 MiB: only one CPU can run");
     }
     log::info!("cpus: {cpus} running");
+    cpus::open(cpus, &guest::sharing(&findings));
     output::telemetry::milestone("cpus");
 
     // 3. Devices.
@@ -41,11 +40,11 @@ pub fn run() -> ! {
     output::telemetry::milestone("devices");
 
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
-    let mut network = network::Service::start(findings.config.as_ref().ok(), ports, store, &shares);
-    guest::start(&findings, cpus, network.station_mac());
+    let network = network::Service::start(findings.config.as_ref().ok(), ports, store, &shares);
+    guest::start(&findings, network.station_mac());
 
     // 6. Run loops.
-    network.run()
+    cpus::run(Some(network))
 }
 
 fn own_the_machine(findings: &Findings) {
@@ -72,9 +71,11 @@ fn own_the_machine(findings: &Findings) {
 }
 
 /// What the other CPUs do.
-fn other_cpu(index: usize) -> ! {
-    if index == GUEST_CPU {
-        guest::run()
-    }
-    cpu::halt_for_ever()
+fn other_cpu(_index: usize) -> ! {
+    cpus::run(None)
+}
+
+/// True if a CPU holds a lock at this moment without which the network cannot go on.
+pub fn holds_locks() -> bool {
+    cpus::is_locked() || guest::is_locked()
 }

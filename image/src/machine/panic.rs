@@ -2,14 +2,14 @@
 
 use core::fmt::Write;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{apic, clock, cpu, heap, power};
 use crate::output;
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
-/// The CPU whose loss the box can bear, plus one; zero for none.
-static EXPENDABLE: AtomicUsize = AtomicUsize::new(0);
+/// Set while the box can bear the loss of the CPUs other than the boot CPU.
+static EXPENDABLE: AtomicBool = AtomicBool::new(false);
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// A box that panics soon after its start will do so again: it waits longer before the reset.
@@ -22,9 +22,9 @@ pub fn is_panicking() -> bool {
     PANICKING.load(Ordering::Acquire)
 }
 
-/// Says that CPU `index` runs nothing but the guest: if it panics, the rest of the box goes on.
-pub fn set_expendable(index: usize) {
-    EXPENDABLE.store(index + 1, Ordering::Release);
+/// Says that the CPUs other than the boot CPU run nothing but the guest: if one panics, the rest of the box goes on.
+pub fn set_expendable() {
+    EXPENDABLE.store(true, Ordering::Release);
 }
 
 /// True if the expendable CPU has panicked.
@@ -37,10 +37,12 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     x86_64::instructions::interrupts::disable();
     let index = cpu::index();
     // Locks that this CPU holds would hang the others: then the box cannot go on without it.
-    let bearable = EXPENDABLE.load(Ordering::Acquire) == index + 1
+    let bearable = index != 0
+        && EXPENDABLE.load(Ordering::Acquire)
         && !LOST.swap(true, Ordering::AcqRel)
         && !heap::is_locked()
-        && !output::is_locked();
+        && !output::is_locked()
+        && !crate::appliance::holds_locks();
     if bearable {
         log::error!("CPU {index}: {info}");
         output::problem(

@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod check;
 mod error;
+mod guest;
 mod program;
 mod values;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub use check::{Step, locate};
 pub use error::ConfigError;
+pub use guest::{Guest, MAX_CPUS, MAX_VCPUS, Policy, Services};
 pub use program::{ProgramConfig, ProgramManagement, ProgramStore, Proxy, Socks, Transparent};
 pub use values::{ByteSize, Ipv4Cidr, Ipv4Interface, MacAddress, PrivateKey, PublicKey};
 
@@ -65,6 +67,9 @@ pub struct Config {
     /// The pinned guest; none if absent.
     #[serde(default)]
     pub guest: Option<Guest>,
+    /// The box's own work beside the guest.
+    #[serde(default)]
+    pub services: Services,
 }
 
 /// `[management]`: the box's own address.
@@ -116,40 +121,8 @@ pub struct Store {
     pub memory: Option<ByteSize>,
 }
 
-/// `[guest]`: the pinned guest.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Guest {
-    /// Name of the guest in the image.
-    #[serde(default = "default_guest_name")]
-    pub name: String,
-    /// The guest's own address on the LAN, as `10.77.1.5/16`.
-    #[serde(default)]
-    pub address: Option<Ipv4Interface>,
-    /// The guest's memory.
-    #[serde(default = "default_guest_memory")]
-    pub memory: ByteSize,
-    /// More words for the guest kernel's command line.
-    #[serde(default)]
-    pub cmdline: String,
-    /// Gives a test guest the debug-exit port 0xf4.
-    #[serde(default)]
-    pub debug_exit: bool,
-    /// Copies what the guest writes to its serial port to the box's third one (COM3), byte for byte.
-    #[serde(default)]
-    pub com3: bool,
-}
-
 fn default_listen() -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DEFAULT_PORT)
-}
-
-fn default_guest_name() -> String {
-    String::from("directory")
-}
-
-fn default_guest_memory() -> ByteSize {
-    ByteSize::from_mib(256)
 }
 
 impl Config {

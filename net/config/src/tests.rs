@@ -65,6 +65,81 @@ fn a_branch_is_read_whole() {
         (guest.name.as_str(), guest.memory.bytes()),
         ("directory", 256 << 20)
     );
+    assert_eq!((guest.vcpus, guest.nice), (1, 0));
+    assert_eq!((guest.policy, guest.cpus), (Policy::Balance, vec![]));
+    assert_eq!(config.services.nice, 0);
+}
+
+#[test]
+fn the_guests_share_of_the_cpus_is_read() {
+    let with = |words: &str| {
+        let text = branch() + words;
+        Config::parse(&text).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let config =
+        with("vcpus = 16\nnice = -20\npolicy = \"gang\"\ncpus = [63, 0]\n[services]\nnice = 19\n");
+    let guest = config.guest.unwrap();
+    assert_eq!((guest.vcpus, guest.nice), (16, -20));
+    assert_eq!((guest.policy, guest.cpus), (Policy::Gang, vec![63, 0]));
+    assert_eq!(config.services.nice, 19);
+    for (name, policy) in [
+        ("fair", Policy::Fair),
+        ("balance", Policy::Balance),
+        ("gang", Policy::Gang),
+        ("placed", Policy::Placed),
+    ] {
+        let config = with(&format!("policy = \"{name}\"\n"));
+        assert_eq!(config.guest.unwrap().policy, policy);
+    }
+}
+
+#[test]
+fn a_share_of_the_cpus_that_there_is_not_is_named_with_its_remedy() {
+    let last = "[guest]";
+    let guest = |words: &str| format!("[guest]\n{words}");
+    let refuses = |words: &str, parts: &[&str]| refuses(last, &guest(words), 16, parts);
+    refuses("vcpus = 0", &["0 is out of range", "1 to 16", "vcpus = 2"]);
+    refuses("vcpus = 17", &["17 is out of range", "1 to 16"]);
+    refuses("vcpus = -1", &["-1 is out of range", "1 to 16"]);
+    refuses("vcpus = \"two\"", &["two", "vcpus = 2"]);
+    refuses("vcpus = 1.5", &["1.5", "vcpus = 2"]);
+    refuses("nice = -21", &["-21 is out of range", "-20", "19"]);
+    refuses("nice = 20", &["20 is out of range", "-20", "19"]);
+    refuses("nice = 9223372036854775807", &["out of range", "19"]);
+    refuses(
+        "policy = \"greedy\"",
+        &[
+            "greedy",
+            "\"fair\"",
+            "\"balance\"",
+            "\"gang\"",
+            "\"placed\"",
+        ],
+    );
+    refuses("policy = 1", &["`1`", "\"fair\""]);
+    refuses("cpus = []", &["needs a CPU", "cpus = [0, 1]"]);
+    refuses("cpus = 1", &["cpus = [0, 1]"]);
+    refuses("cpus = [0, 64]", &["64 is out of range", "0 to 63"]);
+    refuses("cpus = [-1]", &["-1 is out of range", "0 to 63"]);
+    refuses("cpus = [1, 0, 1]", &["CPU 1", "twice"]);
+    refuses("cpus = [\"all\"]", &["all", "cpus = [0, 1]"]);
+    refuses("vcpu = 2", &["unknown key `vcpu`", "vcpus"]);
+}
+
+#[test]
+fn the_services_keys_are_checked_too() {
+    refuses(
+        "[store]",
+        "[services]\nnice = 40\n[store]",
+        14,
+        &["40 is out of range", "19"],
+    );
+    refuses(
+        "[store]",
+        "[services]\nniece = 4\n[store]",
+        14,
+        &["unknown key `niece`", "nice"],
+    );
 }
 
 #[test]

@@ -49,7 +49,8 @@ pub const BOX: Target = Target {
             "role = \"branch\"\nprivate_key = \"{KEY}\"\n[management]\naddress = \"10.77.1.1/24\"\ngateway = \"10.77.1.254\"\n\
              [ports]\nlan = \"02:00:00:00:00:01\"\nwan = \"02:00:00:00:00:02\"\n\
              [[peer]]\nname = \"head\"\npublic_key = \"{KEY}\"\nendpoint = \"192.0.2.1:3301\"\nprefixes = [\"10.77.2.0/24\"]\n\
-             [store]\nmemory = \"256 MiB\"\n[guest]\nname = \"directory\"\naddress = \"10.77.1.5/24\"\nmemory = \"512 MiB\"\n"
+             [store]\nmemory = \"256 MiB\"\n[guest]\nname = \"directory\"\naddress = \"10.77.1.5/24\"\nmemory = \"512 MiB\"\n\
+             vcpus = 2\nnice = -5\npolicy = \"gang\"\ncpus = [0, 1]\n[services]\nnice = 5\n"
         );
         let core = format!(
             "role = \"core\"\nprivate_key = \"{KEY}\"\nlisten = \"0.0.0.0:3301\"\n[management]\naddress = \"10.77.2.1/16\"\n\

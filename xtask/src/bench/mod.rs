@@ -2,6 +2,7 @@
 
 mod bytes;
 pub mod engine;
+mod hv;
 mod report;
 mod sched;
 
@@ -14,6 +15,8 @@ pub enum Command {
     Bytes(bytes::Args),
     /// The dedup engine in the image beside the same on the host: bytes on the line, and instructions for each byte
     Engine(engine::Args),
+    /// The hypervisor beside KVM and beside no hypervisor at all: boot, exits, work
+    Hv(hv::Args),
     /// The scheduling policies side by side, in the simulator
     Sched(sched::Args),
 }
@@ -26,6 +29,7 @@ pub fn run(command: &Command) -> Result<()> {
     let all_hold = match command {
         Command::Bytes(arguments) => bytes::run(arguments)?,
         Command::Engine(arguments) => engine::run(arguments)?,
+        Command::Hv(arguments) => hv::run(arguments)?,
         Command::Sched(arguments) => sched::run(arguments)?,
     };
     ensure!(all_hold, "not every row holds: see above");

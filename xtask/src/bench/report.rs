@@ -32,6 +32,8 @@ pub struct Row {
 pub enum Limit {
     /// At most so much.
     AtMost(f64),
+    /// Less than so much.
+    LessThan(f64),
     /// At least so much.
     AtLeast(f64),
     /// Exactly so much.
@@ -42,6 +44,7 @@ impl Limit {
     fn holds(self, figure: f64) -> bool {
         match self {
             Limit::AtMost(limit) => figure <= limit,
+            Limit::LessThan(limit) => figure < limit,
             Limit::AtLeast(limit) => figure >= limit,
             Limit::Equal(limit) => figure == limit,
         }
@@ -52,6 +55,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Limit::AtMost(limit) => write!(f, "≤ {limit}"),
+            Limit::LessThan(limit) => write!(f, "< {limit}"),
             Limit::AtLeast(limit) => write!(f, "≥ {limit}"),
             Limit::Equal(limit) => write!(f, "= {limit}"),
         }
@@ -182,6 +186,8 @@ mod tests {
         let row = Row::new("x", "%", 5.0);
         assert!(row.clone().limited(Limit::AtMost(5.0)).holds);
         assert!(!row.clone().limited(Limit::AtLeast(5.1)).holds);
+        assert!(!row.clone().limited(Limit::LessThan(5.0)).holds);
+        assert!(row.clone().limited(Limit::LessThan(5.1)).holds);
         assert!(row.clone().limited(Limit::Equal(5.0)).holds);
         assert!(!row.clone().limited(Limit::Equal(5.1)).holds);
         let beside = row.clone().beside("y", 10.0);

@@ -40,7 +40,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     let scratch = Scratch::new("once")?;
     let disk = scratch.path().join("disk.img");
     let built = image::build_with(arguments.own_guest()?, None, None)?;
-    let config = super::default_config(Some("custom"), arguments.memory)?
+    let config = super::default_config(Some("custom"), arguments.memory, arguments.vcpus)?
         + "debug_exit = true\ncom3 = true\n";
     image::with_config(&built.path, &config, &disk, Some(DISK_BYTES))?;
 

@@ -8,6 +8,8 @@ use crate::exit::Exit;
 use crate::mem::GuestMemory;
 use crate::mem::npt::{FlushNeeded, MapError, NestedTables, TableStatistics};
 use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use check::check_vmcb;
 use core::arch::x86_64::{__cpuid, CpuidResult};
 use core::fmt;
@@ -62,9 +64,19 @@ struct Pages<const BYTES: usize>([u8; BYTES]);
 
 impl<const BYTES: usize> Pages<BYTES> {
     /// Host-physical address: memory is identity-mapped.
-    fn address(&mut self) -> u64 {
-        core::ptr::from_mut(self).expose_provenance() as u64
+    fn address(&self) -> u64 {
+        core::ptr::from_ref(self).expose_provenance() as u64
     }
+}
+
+/// What all vCPUs of one guest share: nested tables and permission maps.
+pub struct SvmGuest {
+    capabilities: Capabilities,
+    nested: NestedTables,
+    msrpm: Box<Pages<8192>>,
+    iopm: Box<Pages<12288>>,
+    /// vCPUs made so far.
+    vcpus: u32,
 }
 
 /// A vCPU in a VMCB.
@@ -75,17 +87,17 @@ pub struct SvmVcpu {
     fpu: FpuState,
     tsc_aux: u32,
     bound: bool,
+    /// The CPU that ran it last: only there may be translations of it, and they are good.
+    last_cpu: Option<usize>,
     /// State was changed in a way that may break a rule of VMRUN.
     unchecked: bool,
     /// What the CPU was given, to be told from what a refused entry leaves.
     #[cfg(debug_assertions)]
     entered_with: Box<Vmcb>,
-    /// Kept alive for the addresses in the VMCB and in the CPU.
-    nested: NestedTables,
     host_area: Box<Pages<4096>>,
     host_save: Box<Pages<4096>>,
-    _msrpm: Box<Pages<8192>>,
-    _iopm: Box<Pages<12288>>,
+    /// Kept alive for the addresses in the VMCB.
+    guest: Arc<SvmGuest>,
 }
 
 /// Why there can be no vCPU.
@@ -106,15 +118,15 @@ impl fmt::Display for NoVcpu {
     }
 }
 
-impl SvmVcpu {
-    /// A vCPU with what the calling CPU offers, that sees `memory` as its physical memory. Its registers are zero:
-    /// [`Vcpu::set_system`] comes next.
+impl SvmGuest {
+    /// A guest on what the calling CPU offers, whose vCPUs see `memory` as their physical memory.
     ///
     /// # Errors
     /// [`NoVcpu`], which says why not.
     ///
     /// # Safety
-    /// The vCPU is made, bound and entered at CPL 0 only, where all memory is identity-mapped, and `memory` outlives it.
+    /// Its vCPUs are made, bound and entered at CPL 0 only, where all memory is identity-mapped, on CPUs that offer the same,
+    /// and `memory` outlives them.
     pub unsafe fn of(memory: &GuestMemory) -> Result<Self, NoVcpu> {
         // SAFETY: CPL 0 by the caller's promise.
         let capabilities = unsafe { detect() }.map_err(NoVcpu::Unavailable)?;
@@ -124,11 +136,47 @@ impl SvmVcpu {
     }
 
     fn new(capabilities: Capabilities, nested: NestedTables, needed: FlushNeeded) -> Self {
+        // No vCPU has been on any CPU, and each flushes where it has not been.
+        needed.discharge();
         let mut msrpm = Box::new(Pages([0xFF; 8192]));
         for msr in DIRECT_MSRS {
             allow_msr(&mut msrpm.0, msr);
         }
-        let mut iopm = Box::new(Pages([0xFF; 12288]));
+        Self {
+            capabilities,
+            nested,
+            msrpm,
+            iopm: Box::new(Pages([0xFF; 12288])),
+            vcpus: 0,
+        }
+    }
+
+    /// What the nested tables hold.
+    pub fn tables(&self) -> TableStatistics {
+        self.nested.statistics()
+    }
+
+    /// Makes `count` vCPUs. Their registers are zero: [`Vcpu::set_system`] comes next.
+    pub fn vcpus(mut self, count: usize) -> Vec<SvmVcpu> {
+        self.vcpus = count as u32;
+        let guest = Arc::new(self);
+        (0..count)
+            .map(|index| SvmVcpu::new(&guest, index as u32))
+            .collect()
+    }
+
+    /// ASID of a vCPU: its own, as far as there are enough.
+    fn asid(&self, vcpu: u32) -> u32 {
+        1 + vcpu % self.capabilities.limits.asids.saturating_sub(1).max(1)
+    }
+
+    fn has_asids(&self) -> bool {
+        self.vcpus < self.capabilities.limits.asids
+    }
+}
+
+impl SvmVcpu {
+    fn new(guest: &Arc<SvmGuest>, index: u32) -> Self {
         let mut vmcb = Box::new(Vmcb::zeroed());
         let control = &mut vmcb.control;
         control.intercept_cr = 1 << 8 | 1 << 24;
@@ -157,13 +205,13 @@ impl SvmVcpu {
             | second::MWAIT_ARMED
             | second::XSETBV
             | second::RDPRU;
-        control.iopm = iopm.address();
-        control.msrpm = msrpm.address();
-        control.asid = 1;
+        control.iopm = guest.iopm.address();
+        control.msrpm = guest.msrpm.address();
+        control.asid = guest.asid(index);
         control.virtual_interrupt = virtual_interrupt::MASKING;
         control.nested = 1;
-        control.nested_cr3 = nested.root();
-        let mut this = Self {
+        control.nested_cr3 = guest.nested.root();
+        Self {
             #[cfg(debug_assertions)]
             entered_with: vmcb.clone(),
             vmcb,
@@ -171,24 +219,16 @@ impl SvmVcpu {
                 rflags: RFLAGS_ONE,
                 ..Registers::default()
             },
-            capabilities,
+            capabilities: guest.capabilities,
             fpu: FpuState::reset(),
             tsc_aux: 0,
             bound: false,
+            last_cpu: None,
             unchecked: true,
-            nested,
             host_area: Box::new(Pages([0; 4096])),
             host_save: Box::new(Pages([0; 4096])),
-            _msrpm: msrpm,
-            _iopm: iopm,
-        };
-        this.flush(needed);
-        this
-    }
-
-    /// What the nested tables hold.
-    pub fn tables(&self) -> TableStatistics {
-        self.nested.statistics()
+            guest: Arc::clone(guest),
+        }
     }
 
     fn load_registers(&mut self) {
@@ -212,7 +252,7 @@ impl SvmVcpu {
 }
 
 impl Vcpu for SvmVcpu {
-    fn bind(&mut self) -> Result<(), Unavailable> {
+    fn bind(&mut self, cpu: usize) -> Result<(), Unavailable> {
         // SAFETY: (1) whoever made the vCPU promised that it is bound at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
         // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save page is
         // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`).
@@ -232,7 +272,11 @@ impl Vcpu for SvmVcpu {
             }
             self.fpu.load();
         }
-        self.vmcb.control.tlb_control = 1;
+        // Elsewhere the guest may have changed translations that this CPU remembers; with an ASID for two, they may be the other's.
+        if self.last_cpu != Some(cpu) || !self.guest.has_asids() {
+            self.flush();
+        }
+        self.last_cpu = Some(cpu);
         self.bound = true;
         Ok(())
     }
@@ -392,8 +436,12 @@ impl Vcpu for SvmVcpu {
         }
     }
 
-    fn flush(&mut self, needed: FlushNeeded) {
-        needed.discharge();
+    fn cancel_event(&mut self) {
+        self.vmcb.control.event = 0;
+        self.vmcb.control.shadow &= !1;
+    }
+
+    fn flush(&mut self) {
         self.vmcb.control.tlb_control = 1;
     }
 
@@ -455,15 +503,13 @@ mod tests {
             physical_bits: 52,
             asids: 16,
         };
-        SvmVcpu::new(
-            Capabilities {
-                limits,
-                next_rip: false,
-                gigabyte_pages: true,
-            },
-            nested,
-            needed,
-        )
+        let capabilities = Capabilities {
+            limits,
+            next_rip: false,
+            gigabyte_pages: true,
+        };
+        let guest = SvmGuest::new(capabilities, nested, needed);
+        guest.vcpus(1).pop().unwrap()
     }
 
     #[test]
@@ -475,10 +521,6 @@ mod tests {
         });
         vcpu.load_registers();
         assert_eq!(check_vmcb(&vcpu.vmcb, vcpu.capabilities.limits), Ok(()));
-        assert_eq!(
-            vcpu.vmcb.control.tlb_control, 1,
-            "new tables are flushed for"
-        );
     }
 
     #[test]

@@ -246,8 +246,9 @@ impl LocalApic {
         true
     }
 
-    /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI.
-    pub fn take_event(&mut self) -> Option<VcpuEvent> {
+    /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI. An NMI is held back while the vCPU
+    /// waits for its startup.
+    pub fn take_event(&mut self, waits_for_startup: bool) -> Option<VcpuEvent> {
         if self.init {
             self.reset();
             return Some(VcpuEvent::Init);
@@ -255,12 +256,12 @@ impl LocalApic {
         if let Some(page) = self.startup.take() {
             return Some(VcpuEvent::Startup(page));
         }
-        core::mem::take(&mut self.nmi).then_some(VcpuEvent::Nmi)
+        (!waits_for_startup && core::mem::take(&mut self.nmi)).then_some(VcpuEvent::Nmi)
     }
 
     /// True if [`LocalApic::take_event`] would give one.
-    pub fn has_event(&self) -> bool {
-        self.init || self.startup.is_some() || self.nmi
+    pub fn has_event(&self, waits_for_startup: bool) -> bool {
+        self.init || self.startup.is_some() || self.nmi && !waits_for_startup
     }
 
     /// The processor priority register (11.8.3.1): the higher of the task's and the interrupts in service.

@@ -225,10 +225,14 @@ fn a_disabled_apic_takes_no_vectors_but_events() {
     apic.accept(DeliveryMode::Nmi, 0, false);
     apic.accept(DeliveryMode::Init, 0, false);
     apic.accept(DeliveryMode::Startup, 0x9A, false);
-    assert!(apic.has_event());
-    assert_eq!(apic.take_event(), Some(VcpuEvent::Init));
-    assert_eq!(apic.take_event(), Some(VcpuEvent::Startup(0x9A)));
-    assert_eq!(apic.take_event(), None, "INIT discards what came before");
+    assert!(apic.has_event(true));
+    assert_eq!(apic.take_event(true), Some(VcpuEvent::Init));
+    assert_eq!(apic.take_event(true), Some(VcpuEvent::Startup(0x9A)));
+    assert_eq!(
+        apic.take_event(true),
+        None,
+        "INIT discards what came before"
+    );
     assert!(apic.is_x2apic(), "INIT keeps the mode");
 }
 
@@ -272,7 +276,7 @@ proptest! {
                     let _ = apic.set_base(value & 0xFFF | LOCAL_APIC);
                     apic.set_tsc_deadline(value, 0, now, 1_000_000_000);
                     apic.service(now);
-                    let _ = apic.take_event();
+                    let _ = apic.take_event(true);
                 }
             }
         }

@@ -6,11 +6,7 @@ use super::*;
 fn with_timer(host: &Box0, then: &[Exit], rflags: u64) -> (StopReason, Vec<(Option<Event>, bool)>) {
     let mut scene = Scene::new(host, &[0xF4; 16], then);
     for (msr, value) in [(0x80F, 0x1FF), (0x83E, 0xB), (0x832, 0x40), (0x838, 1000)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
+        scene.write_apic(msr, value);
     }
     scene.set(|registers| registers.rflags |= rflags);
     let reason = scene.run();
@@ -39,11 +35,7 @@ fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
     host.inner.set_now(0);
     let mut scene = Scene::new(&host, &[], &[Exit::HostInterrupt, Exit::InterruptWindow]);
     for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
+        scene.write_apic(msr, value);
     }
     host.inner.set_now(1000);
     scene.script.borrow_mut().delivery = Some(Delivery::Masked);
@@ -60,48 +52,42 @@ fn a_masked_guest_tells_when_it_can_take_an_interrupt() {
 #[test]
 fn nothing_is_armed_in_an_interrupt_shadow() {
     let host = Box0::default();
-    let mut scene = Scene::new(&host, &[], &[]);
+    let scene = Scene::new(&host, &[], &[]);
     for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
+        scene.write_apic(msr, value);
     }
     host.inner.set_now(1000);
-    scene.machine.platform.service(&scene.machine.memory);
+    scene
+        .machine
+        .with_platform(|platform| platform.service(scene.machine.memory(), 0));
     scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
     assert_eq!(
-        scene.machine.deliver(0),
-        Ok(Some(1000 + SHADOW_NS)),
+        scene.deliver(),
+        Some(1000 + SHADOW_NS),
         "looked at again soon instead"
     );
     assert!(!scene.script.borrow().window && scene.script.borrow().injected.is_empty());
     // When the shadow is over it is still there.
     scene.script.borrow_mut().delivery = Some(Delivery::Ready);
-    assert_eq!(scene.machine.deliver(0), Ok(None));
+    assert_eq!(scene.deliver(), None);
     assert_eq!(scene.script.borrow().injected, [Event::Interrupt(0x40)]);
 }
 
 #[test]
 fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
     let host = Box0::default();
-    let mut scene = Scene::new(&host, &[0xF4], &[]);
+    let scene = Scene::new(&host, &[0xF4], &[]);
     // An NMI to itself.
-    scene
-        .machine
-        .platform()
-        .apic_msr_write(0, 0x830, 0x4_4400)
-        .unwrap();
+    scene.write_apic(0x830, 0x4_4400);
     for busy in [Delivery::Shadow, Delivery::Busy] {
         scene.script.borrow_mut().delivery = Some(busy);
-        assert_eq!(scene.machine.deliver(0), Ok(Some(SHADOW_NS)));
+        assert_eq!(scene.deliver(), Some(SHADOW_NS));
         assert!(scene.script.borrow().injected.is_empty());
     }
     // It wakes a halt with interrupts off.
     scene.script.borrow_mut().delivery = Some(Delivery::Masked);
-    assert_eq!(scene.machine.handle(Exit::Halt), Ok(()));
-    assert_eq!(scene.machine.deliver(0), Ok(None));
+    assert_eq!(scene.processor().handle(Exit::Halt), Ok(()));
+    assert_eq!(scene.deliver(), None);
     assert_eq!(scene.script.borrow().injected, [Event::Nmi]);
 }
 
@@ -109,39 +95,31 @@ fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
 fn an_interrupt_may_end_without_an_exit() {
     let host = Box0::default();
     let exits = [Exit::WriteMsr, Exit::HostInterrupt, Exit::HostInterrupt];
-    let mut scene = Scene::new(&host, &[0x0F, 0x30], &exits);
+    let scene = Scene::new(&host, &[0x0F, 0x30], &exits);
     for (msr, value) in [(0x80F, 0x1FF), (0x832, 0x40), (0x838, 1)] {
-        scene
-            .machine
-            .platform()
-            .apic_msr_write(0, msr, value)
-            .unwrap();
+        scene.write_apic(msr, value);
     }
     scene.set(|registers| {
         registers.set(Gpr::Rcx, 0x4B56_4D04);
         registers.set(Gpr::Rax, 0x9001);
     });
-    scene.machine.vcpu.bind().unwrap();
-    scene.machine.turn().unwrap();
+    scene.processor().vcpu.bind(0).unwrap();
+    scene.processor().turn().unwrap();
     // The timer's interrupt is delivered and the end of it offered: the guest has not used that by the exit.
     host.inner.set_now(1_000_000);
-    scene.machine.vcpu.registers_mut().rflags |= RFLAGS_IF;
-    scene.machine.turn().unwrap();
+    scene.processor().vcpu.registers_mut().rflags |= RFLAGS_IF;
+    scene.processor().turn().unwrap();
     assert_eq!(scene.injected(), [Event::Interrupt(0x40)]);
-    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(0), "taken back");
-    assert!(
-        scene.machine.platform.end_needs_no_exit(0),
-        "still in service"
-    );
+    assert_eq!(scene.machine.memory().read_u8(0x9000), Ok(0), "taken back");
+    assert!(scene.end_needs_no_exit(), "still in service");
     // Next time the guest clears the bit.
-    scene.machine.offer_end(0);
-    assert_eq!(scene.machine.memory.read_u8(0x9000), Ok(1));
-    scene.machine.memory.write_u8(0x9000, 0).unwrap();
-    scene.machine.accept_end(0);
-    assert!(
-        !scene.machine.platform.end_needs_no_exit(0),
-        "nothing in service"
-    );
+    scene
+        .machine
+        .with_platform(|platform| scene.processor().offer_end(platform));
+    assert_eq!(scene.machine.memory().read_u8(0x9000), Ok(1));
+    scene.machine.memory().write_u8(0x9000, 0).unwrap();
+    scene.processor().accept_end();
+    assert!(!scene.end_needs_no_exit(), "nothing in service");
 }
 
 #[test]
@@ -158,11 +136,12 @@ fn a_storm_of_exceptions_keeps_no_interrupt_from_the_box() {
 fn a_new_tsc_moves_the_deadline() {
     let host = Box0::default();
     let mut scene = Scene::new(&host, &[0x0F, 0x30], &[Exit::WriteMsr]);
-    let platform = scene.machine.platform();
-    platform.apic_msr_write(0, 0x80F, 0x1FF).unwrap();
-    platform.apic_msr_write(0, 0x832, 0x4_0040).unwrap();
+    scene.write_apic(0x80F, 0x1FF);
+    scene.write_apic(0x832, 0x4_0040);
     // An hour ahead of where the TSC was, then half a second (of 2 GHz) ahead of where it is put.
-    platform.set_tsc_deadline(0, 7_200_000_000_000, 0);
+    scene
+        .machine
+        .with_platform(|platform| platform.set_tsc_deadline(0, 7_200_000_000_000, 0));
     scene.set(|registers| {
         registers.set(Gpr::Rcx, 0x10);
         let tsc = 7_199_000_000_000_u64;
@@ -170,9 +149,11 @@ fn a_new_tsc_moves_the_deadline() {
         registers.set(Gpr::Rdx, tsc >> 32);
     });
     scene.run();
-    let platform = scene.machine.platform();
-    assert_eq!(platform.tsc_deadline(0), 7_200_000_000_000);
-    let deadline = platform.next_deadline_ns().unwrap();
+    let (value, deadline) = scene.machine.with_platform(|platform| {
+        let deadline = platform.next_deadline_ns(0).unwrap();
+        (platform.tsc_deadline(0), deadline)
+    });
+    assert_eq!(value, 7_200_000_000_000);
     assert!(deadline <= 500_000_000, "{deadline}");
 }
 
@@ -180,16 +161,22 @@ fn a_new_tsc_moves_the_deadline() {
 fn the_only_vcpu_cannot_reset_itself() {
     let host = Box0::default();
     let mut scene = Scene::new(&host, &[], &[]);
-    scene
-        .machine
-        .platform()
-        .apic_msr_write(0, 0x80F, 0x1FF)
-        .unwrap();
+    scene.write_apic(0x80F, 0x1FF);
     // INIT to itself by physical identifier.
-    scene
-        .machine
-        .platform()
-        .apic_msr_write(0, 0x830, 0x4500)
-        .unwrap();
+    scene.write_apic(0x830, 0x4500);
     assert_eq!(scene.run(), StopReason::SelfInit);
+}
+
+#[test]
+fn the_timer_is_asked_for_again_whenever_others_may_have_used_it() {
+    let host = Box0::default();
+    // A guest without a timer of its own: the box may want its CPU back all the same.
+    let exits = [Exit::HostInterrupt, Exit::InterruptWindow];
+    let mut scene = Scene::new(&host, &[], &exits);
+    host.leave.store(true, Ordering::Relaxed);
+    assert_eq!(scene.machine.run(0, 0), Left::Preempted);
+    assert_eq!(host.armings.load(Ordering::Relaxed), 0);
+    scene.run();
+    // At the first entry and after the interrupt, not after the window.
+    assert_eq!(host.armings.load(Ordering::Relaxed), 2);
 }

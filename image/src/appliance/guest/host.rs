@@ -6,10 +6,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use outpost::console::ByteQueue;
 use outpost::ring::{Consumer, Producer, frame_ring};
 use outpost_hv::host::Host;
+use outpost_hv::platform::DEVICE_VCPU;
 use spin::{Mutex, Once};
 
-use crate::appliance::{GUEST_CPU, NETWORK_CPU};
-use crate::machine::{clock, cpu, entropy};
+use crate::appliance::cpus;
+use crate::machine::{clock, entropy};
 use crate::output::serial::{COM3, Serial};
 
 /// Frames that wait in each direction at most.
@@ -17,7 +18,7 @@ const FRAMES: usize = 256;
 const OUTPUT_BYTES: usize = 64 << 10;
 const INPUT_BYTES: usize = 256;
 
-/// The guest's side of rings and queues. Each lock is taken by one CPU on each side, briefly, with interrupts off.
+/// The guest's side of rings and queues. Each lock is taken briefly, with interrupts off.
 pub struct BoxHost {
     to_box: Mutex<Producer>,
     from_box: Mutex<Consumer>,
@@ -66,7 +67,7 @@ impl Host for BoxHost {
         }
         self.output.lock().push(bytes);
         if bytes.contains(&b'\n') {
-            cpu::kick(NETWORK_CPU);
+            cpus::call_network();
         }
     }
 
@@ -76,7 +77,7 @@ impl Host for BoxHost {
 
     fn net_transmit(&self, frame: &[u8]) -> bool {
         let pushed = self.to_box.lock().push(frame);
-        cpu::kick(NETWORK_CPU);
+        cpus::call_network();
         pushed
     }
 
@@ -99,15 +100,23 @@ impl Host for BoxHost {
     }
 
     fn arm_timer(&self, deadline_ns: Option<u64>) {
-        cpu::arm_timer(deadline_ns);
+        cpus::arm_timer(deadline_ns);
     }
 
     fn take_interrupts(&self) {
-        cpu::take_interrupts();
+        cpus::take_interrupts();
     }
 
-    fn idle(&self) {
-        cpu::sleep();
+    fn must_leave(&self) -> bool {
+        cpus::must_leave()
+    }
+
+    fn kick(&self, vcpu: usize) {
+        cpus::call_vcpu(vcpu);
+    }
+
+    fn stolen_ns(&self, vcpu: usize) -> u64 {
+        cpus::stolen_ns(vcpu)
     }
 
     fn stop_requested(&self) -> bool {
@@ -168,7 +177,7 @@ impl Wire {
     /// Wakes the guest if something is new.
     pub fn flush(&mut self) {
         if core::mem::take(&mut self.pushed) {
-            cpu::kick(GUEST_CPU);
+            cpus::call_vcpu(DEVICE_VCPU);
         }
     }
 
@@ -198,6 +207,6 @@ pub fn has_console_output() -> bool {
 pub fn console_input(byte: u8) {
     if let Some(host) = HOST.get() {
         host.input.lock().push(&[byte]);
-        cpu::kick(GUEST_CPU);
+        cpus::call_vcpu(DEVICE_VCPU);
     }
 }

@@ -1,4 +1,4 @@
-//! The guest on its own CPU: checked, started, restarted by policy. What it does or fails to do never stops the network.
+//! The guest's life: checked, started, run where the scheduler says, restarted by policy. What it does or fails to do never stops the network.
 
 mod host;
 
@@ -8,23 +8,26 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 
 use outpost::console::GuestSays;
 use outpost::memory::Run;
 use outpost::restart::{Ended, RestartPolicy};
 use outpost_config::{Config, Guest};
-use outpost_hv::cpu::svm::SvmVcpu;
+use outpost_hv::cpu::Vcpu;
+use outpost_hv::cpu::svm::SvmGuest;
 use outpost_hv::exit::{ExitCounters, ExitCounts};
-use outpost_hv::machine::{GuestImage, Machine, MachineConfig, Stop, StopReason};
+use outpost_hv::machine::{GuestImage, Left, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
+use outpost_hv::platform::DEVICE_VCPU;
+use outpost_hv::sched::{CpuSet, Nice, Policy};
 use spin::Mutex;
 
-use super::GUEST_CPU;
 use super::budget::Shares;
+use super::cpus::{self, Sharing, Turn};
 use crate::firmware::{Findings, GuestFiles};
-use crate::machine::{clock, cpu, panic};
+use crate::machine::{clock, panic};
 use crate::output::{self, telemetry};
 
 pub use host::{Wire, console_input, console_output, has_console_output};
@@ -40,6 +43,7 @@ struct Order {
     /// What the box adds to the kernel's command line.
     words: String,
     machine: MachineConfig,
+    vcpus: usize,
 }
 
 /// Where the guest is in its life. Kept as one byte, so that the network's CPU never waits for the guest's.
@@ -59,7 +63,11 @@ static REASON: Mutex<String> = Mutex::new(String::new());
 static MATERIAL: Mutex<Option<Material>> = Mutex::new(None);
 static ORDER: Mutex<Option<Order>> = Mutex::new(None);
 /// Counters of the guest that runs or ran last.
-static EXITS: Mutex<Option<Arc<ExitCounters>>> = Mutex::new(None);
+static EXITS: Mutex<Vec<Arc<ExitCounters>>> = Mutex::new(Vec::new());
+/// The guest that runs.
+static MACHINE: Mutex<Option<Arc<Machine<'static>>>> = Mutex::new(None);
+/// vCPUs that have seen its end.
+static GONE: AtomicU64 = AtomicU64::new(0);
 static RESTART: AtomicBool = AtomicBool::new(false);
 
 fn set_phase(phase: Phase) {
@@ -92,10 +100,15 @@ pub fn state() -> String {
 
 /// How often the guest left for the hypervisor since it was started, by reason.
 pub fn exits() -> ExitCounts {
-    EXITS
-        .lock()
-        .as_ref()
-        .map_or_else(ExitCounts::default, |counters| counters.snapshot())
+    exits_by_vcpu()
+        .into_iter()
+        .fold(ExitCounts::default(), ExitCounts::with)
+}
+
+/// The same for each vCPU.
+pub fn exits_by_vcpu() -> Vec<ExitCounts> {
+    let exits = EXITS.lock();
+    exits.iter().map(|counters| counters.snapshot()).collect()
 }
 
 /// Notes what the guest said on its console.
@@ -114,7 +127,8 @@ pub fn note(says: GuestSays) {
 /// Asks for the guest to be stopped and started again.
 pub fn request_restart() {
     RESTART.store(true, Ordering::Release);
-    cpu::kick(GUEST_CPU);
+    cpus::call_keeper();
+    cpus::call_vcpu(DEVICE_VCPU);
 }
 
 /// True when the guest is to stop.
@@ -135,7 +149,7 @@ pub fn lay_out(findings: &mut Findings, shares: &mut Shares) {
 }
 
 /// Tells the guest's CPU to start it, or says why there will be no guest.
-pub fn start(findings: &Findings, cpus: usize, lan_mac: [u8; 6]) {
+pub fn start(findings: &Findings, lan_mac: [u8; 6]) {
     let Ok(config) = &findings.config else {
         return;
     };
@@ -148,13 +162,6 @@ pub fn start(findings: &Findings, cpus: usize, lan_mac: [u8; 6]) {
         telemetry::guest_stopped(&why, None);
         return;
     }
-    if cpus <= GUEST_CPU {
-        let why = "it needs a CPU of its own and the box has only one: use a box with two or more";
-        output::problem(&format!("guest: {why}"));
-        stopped(why);
-        telemetry::guest_stopped(why, None);
-        return;
-    }
     set_phase(Phase::Starting);
     if guest.com3 {
         host::copy_output_to_com3();
@@ -165,8 +172,32 @@ pub fn start(findings: &Findings, cpus: usize, lan_mac: [u8; 6]) {
             mac: Some(mac(lan_mac)),
             debug_exit: guest.debug_exit,
         },
+        vcpus: guest.vcpus as usize,
     });
-    cpu::kick(GUEST_CPU);
+    cpus::call_keeper();
+}
+
+/// How the guest shares the CPUs with the box.
+pub fn sharing(findings: &Findings) -> Sharing {
+    let config = findings.config.as_ref().ok();
+    let nice = |value: i8| Nice::new(value).unwrap_or_default();
+    let guest = config.and_then(|config| config.guest.as_ref());
+    Sharing {
+        policy: guest.map_or(Policy::Balance, |guest| match guest.policy {
+            outpost_config::Policy::Fair => Policy::Fair,
+            outpost_config::Policy::Balance => Policy::Balance,
+            outpost_config::Policy::Gang => Policy::Gang,
+            outpost_config::Policy::Placed => Policy::Placed,
+        }),
+        vcpus: guest.map_or(0, |guest| guest.vcpus as usize),
+        guest: guest.map_or(Nice::default(), |guest| nice(guest.nice)),
+        services: config.map_or(Nice::default(), |config| nice(config.services.nice)),
+        cpus: guest.map_or(CpuSet::default(), |guest| {
+            guest.cpus.iter().fold(CpuSet::default(), |set, cpu| {
+                set.with(CpuSet::only(usize::from(*cpu)))
+            })
+        }),
+    }
 }
 
 /// The box's words for the kernel's command line, then the configuration's.
@@ -191,98 +222,234 @@ fn mac(lan: [u8; 6]) -> [u8; 6] {
     [0x02, 0x6f, a, b, c, d]
 }
 
-/// The life of the guest's CPU: make ready what can be, wait for the word, then run the guest for ever.
-pub fn run() -> ! {
-    let material = MATERIAL.lock().take();
-    let checked = material.as_ref().map(|material| {
-        clear(&material.memory);
-        let started = clock::now_ms();
-        let result = material.files.check();
-        (result, clock::now_ms() - started)
-    });
-    let order = loop {
-        if let Some(order) = ORDER.lock().take() {
-            break order;
-        }
-        cpu::sleep();
-    };
-    panic::set_expendable(GUEST_CPU);
-    let Some((material, (checked, took_ms))) = material.zip(checked) else {
-        give_up("its files or its memory are missing: a mistake of this version");
-    };
-    match checked {
-        Ok(()) => log::info!(
-            "guest: {} is the pinned one (checked in {took_ms} ms)",
-            material.files.name
-        ),
-        Err(why) => give_up(&why),
-    }
-    live(&material, &order)
+/// Where the keeper is.
+enum Stage {
+    /// The files are to be checked.
+    Check,
+    /// The memory is to be cleared, from this byte of this run on.
+    Clear { run: usize, offset: u64 },
+    /// Ready; waits for the word.
+    AwaitOrder,
+    /// The guest runs.
+    Watch,
+    /// The guest is off, until then or until somebody wants it back.
+    Pause(Option<u64>),
+    /// There will be no guest until the box is reset.
+    Off,
 }
 
 /// Starts the guest again and again, as the policy has it.
-fn live(material: &Material, order: &Order) -> ! {
-    let mut policy = RestartPolicy::default();
-    loop {
+struct Keeper {
+    stage: Stage,
+    material: Option<Material>,
+    order: Option<Order>,
+    policy: RestartPolicy,
+    started_ns: u64,
+}
+
+static KEEPER: Mutex<Option<Keeper>> = Mutex::new(None);
+
+/// How much memory is cleared at a time.
+const CLEAR_BYTES: u64 = 16 << 20;
+
+/// One piece of the keeper's work.
+pub fn keep() -> Turn {
+    let mut place = KEEPER.lock();
+    let keeper = place.get_or_insert_with(|| Keeper {
+        stage: Stage::Check,
+        material: MATERIAL.lock().take(),
+        order: None,
+        policy: RestartPolicy::default(),
+        started_ns: 0,
+    });
+    keeper.turn()
+}
+
+impl Keeper {
+    fn turn(&mut self) -> Turn {
+        match self.stage {
+            Stage::Check => self.check(),
+            Stage::Clear { run, offset } => self.clear(run, offset),
+            Stage::AwaitOrder => self.await_order(),
+            Stage::Watch => self.watch(),
+            Stage::Pause(until) => {
+                if restart_requested() || until.is_some_and(|until| clock::now_ns() >= until) {
+                    self.stage = Stage::Clear { run: 0, offset: 0 };
+                    return Turn::Busy;
+                }
+                Turn::Idle(until)
+            }
+            Stage::Off => Turn::Idle(None),
+        }
+    }
+
+    fn check(&mut self) -> Turn {
+        let started = clock::now_ms();
+        let Some(material) = &self.material else {
+            // Why is known already, and said when the box is told to start it.
+            self.stage = Stage::Off;
+            return Turn::Idle(None);
+        };
+        if let Err(why) = material.files.check() {
+            return self.give_up(&why);
+        }
+        log::info!(
+            "guest: {} is the pinned one (checked in {} ms)",
+            material.files.name,
+            clock::now_ms() - started
+        );
+        self.stage = Stage::Clear { run: 0, offset: 0 };
+        Turn::Busy
+    }
+
+    fn clear(&mut self, run: usize, offset: u64) -> Turn {
+        let runs = self.material.as_ref().map(|material| &material.memory);
+        let Some(this) = runs.and_then(|runs| runs.get(run)) else {
+            self.stage = Stage::AwaitOrder;
+            return Turn::Busy;
+        };
+        let start = this.start + offset;
+        let end = this.end.min(start + CLEAR_BYTES);
+        clear(start, end);
+        self.stage = if end == this.end {
+            Stage::Clear {
+                run: run + 1,
+                offset: 0,
+            }
+        } else {
+            Stage::Clear {
+                run,
+                offset: end - this.start,
+            }
+        };
+        Turn::Busy
+    }
+
+    fn await_order(&mut self) -> Turn {
+        if self.order.is_none() {
+            self.order = ORDER.lock().take();
+        }
+        let (Some(material), Some(order)) = (&self.material, &self.order) else {
+            return Turn::Idle(None);
+        };
+        panic::set_expendable();
         RESTART.store(false, Ordering::Release);
         set_phase(Phase::Starting);
-        let started = clock::now_ns();
-        let ended = match run_once(material, order) {
-            Ok(stop) => report(&stop),
-            Err(why) => give_up(&why),
+        match make(material, order) {
+            Ok(machine) => {
+                *EXITS.lock() = machine.counters();
+                GONE.store(0, Ordering::Release);
+                *MACHINE.lock() = Some(Arc::new(machine));
+                self.started_ns = clock::now_ns();
+                self.stage = Stage::Watch;
+                telemetry::milestone("guest-started");
+                host::set_running(true);
+                cpus::call_vcpu(0);
+                Turn::Idle(None)
+            }
+            Err(why) => self.give_up(&why),
+        }
+    }
+
+    fn watch(&mut self) -> Turn {
+        let vcpus = MACHINE.lock().as_ref().map_or(0, |machine| machine.vcpus());
+        let all = CpuSet::below(vcpus).0;
+        if vcpus > 0 && GONE.load(Ordering::Acquire) & all != all {
+            return Turn::Idle(None);
+        }
+        host::set_running(false);
+        let stop = MACHINE.lock().take().and_then(|machine| {
+            // The CPU that said so last lets go of it in a moment.
+            while Arc::strong_count(&machine) > 1 {
+                core::hint::spin_loop();
+            }
+            machine.stop()
+        });
+        let Some(stop) = stop else {
+            return self.give_up("it ended without a reason: a mistake of this version");
         };
-        let ran = Duration::from_nanos(clock::now_ns() - started);
-        match policy.after(ended, ran) {
+        let ended = report(&stop);
+        let ran = Duration::from_nanos(clock::now_ns() - self.started_ns);
+        let until = match self.policy.after(ended, ran) {
             Some(wait) => {
                 if !wait.is_zero() {
                     log::info!("guest: starts again in {} s", wait.as_secs());
                 }
-                wait_for_restart(Some(clock::now_ns() + wait.as_nanos() as u64));
+                Some(clock::now_ns() + wait.as_nanos() as u64)
             }
             None => {
                 log::info!("guest: stays off until `restart` on the console");
-                wait_for_restart(None);
+                None
             }
+        };
+        self.stage = Stage::Pause(until);
+        Turn::Busy
+    }
+
+    /// There will be no guest until the box is reset.
+    fn give_up(&mut self, why: &str) -> Turn {
+        output::problem(&format!("guest: {why}"));
+        stopped(why);
+        telemetry::guest_stopped(why, None);
+        cpus::call_network();
+        self.stage = Stage::Off;
+        Turn::Idle(None)
+    }
+}
+
+/// Runs a vCPU on this CPU, number `index`, until it leaves it.
+pub fn run(vcpu: usize, index: usize) -> Turn {
+    let machine = MACHINE.lock().clone();
+    let Some(machine) = machine.filter(|_| !panic::lost_expendable()) else {
+        return Turn::Idle(None);
+    };
+    match machine.run(vcpu, index) {
+        Left::Resting(until) => Turn::Idle(until),
+        Left::Preempted => Turn::Busy,
+        Left::Stopped => {
+            machine.release(vcpu, index);
+            let all = CpuSet::below(machine.vcpus()).0;
+            drop(machine);
+            let bit = CpuSet::only(vcpu).0;
+            if (GONE.fetch_or(bit, Ordering::AcqRel) | bit) & all == all {
+                cpus::call_keeper();
+            }
+            Turn::Idle(None)
         }
-        clear(&material.memory);
     }
 }
 
-/// There will be no guest until the box is reset.
-fn give_up(why: &str) -> ! {
-    output::problem(&format!("guest: {why}"));
-    stopped(why);
-    telemetry::guest_stopped(why, None);
-    cpu::kick(super::NETWORK_CPU);
-    cpu::arm_timer(None);
-    loop {
-        cpu::sleep();
+/// Unloads a vCPU from this CPU, number `index`.
+pub fn release(vcpu: usize, index: usize) {
+    let machine = MACHINE.lock().clone();
+    if let Some(machine) = machine {
+        machine.release(vcpu, index);
     }
 }
 
-fn wait_for_restart(until_ns: Option<u64>) {
-    while !restart_requested() && until_ns.is_none_or(|until| clock::now_ns() < until) {
-        cpu::arm_timer(until_ns);
-        cpu::sleep();
-    }
+/// True if a CPU is at work on the guest's devices at this moment.
+pub fn is_locked() -> bool {
+    MACHINE.is_locked()
+        || MACHINE
+            .lock()
+            .as_ref()
+            .is_some_and(|machine| machine.is_locked())
 }
 
 /// Clears the guest's memory: what the firmware or an earlier run left there is none of the guest's business. Pages that are
 /// zero already are only read: on a machine whose memory is made as it is written to, that is most of them.
-fn clear(memory: &[Run]) {
+fn clear(start: u64, end: u64) {
     const PAGE: usize = 4096;
-    for run in memory {
-        for start in (run.start..run.end).step_by(PAGE) {
-            // SAFETY: the run is the guest's alone (`budget`), and no guest runs.
-            let page = unsafe { &mut *(start as *mut [u64; PAGE / 8]) };
-            if page.iter().fold(0, |all, word| all | word) != 0 {
-                page.fill(0);
-            }
+    for at in (start..end).step_by(PAGE) {
+        // SAFETY: the run is the guest's alone (`budget`), and no guest runs.
+        let page = unsafe { &mut *(at as *mut [u64; PAGE / 8]) };
+        if page.iter().fold(0, |all, word| all | word) != 0 {
+            page.fill(0);
         }
     }
 }
 
-fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
+fn make(material: &Material, order: &Order) -> Result<Machine<'static>, String> {
     let ranges: Vec<HostRange> = material
         .memory
         .iter()
@@ -293,10 +460,16 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
         .collect();
     // SAFETY: the ranges are the guest's alone and mapped one to one; the only `GuestMemory` made of them before is gone.
     let memory = unsafe { GuestMemory::new(&ranges) }.map_err(|error| error.to_string())?;
-    // SAFETY: this is ring 0 with all memory mapped one to one, and stays so; the machine takes memory and vCPU together.
-    let vcpu = unsafe { SvmVcpu::of(&memory) }.map_err(|error| error.to_string())?;
-    let tables = vcpu.tables();
-    let mut machine = Machine::new(&order.machine, memory, Box::new(vcpu), host::get());
+    // SAFETY: this is ring 0 with all memory mapped one to one, and stays so; the CPUs of a box are alike; the machine takes memory and
+    // vCPUs together.
+    let guest = unsafe { SvmGuest::of(&memory) }.map_err(|error| error.to_string())?;
+    let tables = guest.tables();
+    let vcpus = guest
+        .vcpus(order.vcpus)
+        .into_iter()
+        .map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu + Send>)
+        .collect();
+    let machine = Machine::new(&order.machine, memory, vcpus, host::get());
     let command_line = format!("{}{}", material.files.command_line, order.words);
     let image = GuestImage {
         kernel: material.files.kernel(),
@@ -307,18 +480,14 @@ fn run_once(material: &Material, order: &Order) -> Result<Stop, String> {
         .load(&order.machine, &image)
         .map_err(|error| error.to_string())?;
     log::info!(
-        "guest: {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
+        "guest: {} vCPUs, {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
+        machine.vcpus(),
         ranges.iter().map(|range| range.length).sum::<u64>() >> 20,
         tables.leaves_1g,
         tables.leaves_2m,
         tables.table_pages
     );
-    *EXITS.lock() = Some(machine.counters());
-    telemetry::milestone("guest-started");
-    host::set_running(true);
-    let stop = machine.run();
-    host::set_running(false);
-    Ok(stop)
+    Ok(machine)
 }
 
 /// Says why the guest stopped, with evidence if something is wrong.

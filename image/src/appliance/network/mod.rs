@@ -1,6 +1,6 @@
 //! The WAN stack as CPU 0's service: frames between ports and engine, and between them the console and the telemetry.
 //!
-//! Nothing here waits: a pass does a bounded piece of everything, and when a pass found nothing to do the CPU sleeps until a
+//! Nothing here waits: a turn does a bounded piece of everything, and when it found nothing to do the service rests until a
 //! frame, the guest, or the next deadline.
 
 mod ports;
@@ -8,17 +8,22 @@ mod ports;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
 use outpost_config::{ByteSize, Config};
+use outpost_hv::sched::TaskStatistics;
 use outpost_net::report::Exposition;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
 
 use super::budget::Shares;
+use super::cpus::{self, Turn};
 use super::dictionary::{self, Dictionary};
 use super::guest;
 use crate::machine::{clock, cpu, entropy, entry, power};
@@ -124,6 +129,138 @@ fn bridge(ports: &mut NicPorts, cable: &mut Cable) {
     }
 }
 
+/// What each vCPU did, and what the scheduler did with it, for `/metrics`.
+fn append_sharing(out: &mut Exposition) {
+    let exits = guest::exits_by_vcpu();
+    for (vcpu, counts) in exits.iter().enumerate() {
+        let vcpu = vcpu.to_string();
+        for (reason, count) in counts.iter() {
+            out.counter(
+                "outpost_guest_vcpu_exits_total",
+                "Times that a vCPU left for the hypervisor, by reason.",
+                &[("vcpu", &vcpu), ("reason", reason)],
+                count,
+            );
+        }
+    }
+    let Some(counted) = cpus::counted() else {
+        return;
+    };
+    let named = counted.vcpus.iter().enumerate().map(|(vcpu, statistics)| {
+        let name = format!("vcpu{vcpu}");
+        (name, statistics)
+    });
+    let tasks: Vec<_> = core::iter::once((String::from("network"), &counted.network))
+        .chain(named)
+        .collect();
+    type Part = fn(&TaskStatistics) -> u64;
+    let parts: [(&str, &str, Part); 4] = [
+        (
+            "outpost_task_run_nanoseconds_total",
+            "CPU time that a task had.",
+            |task| task.run_ns,
+        ),
+        (
+            "outpost_task_wait_nanoseconds_total",
+            "How long a task could have run and had no CPU.",
+            |task| task.wait_ns,
+        ),
+        (
+            "outpost_task_wakes_total",
+            "Times that a task woke from its rest.",
+            |task| task.wakes,
+        ),
+        (
+            "outpost_task_migrations_total",
+            "Times that a task moved to another CPU.",
+            |task| task.migrations,
+        ),
+    ];
+    for (name, help, part) in parts {
+        for (task, statistics) in &tasks {
+            out.counter(name, help, &[("task", task)], part(statistics));
+        }
+    }
+    let gang = &counted.gang;
+    for (name, help, value) in [
+        (
+            "outpost_gang_slots_total",
+            "Times that the guest's vCPUs were started together.",
+            gang.slots,
+        ),
+        (
+            "outpost_gang_missed_total",
+            "vCPUs that came too late to such a start.",
+            gang.missed,
+        ),
+        (
+            "outpost_gang_broken_total",
+            "Starts that ended early for a service.",
+            gang.broken,
+        ),
+        (
+            "outpost_gang_fallbacks_total",
+            "Times that the vCPUs did not fit and were scheduled one by one.",
+            gang.fallbacks,
+        ),
+        (
+            "outpost_gang_skew_nanoseconds_total",
+            "Between the first vCPU of a start and the last.",
+            gang.skew_ns,
+        ),
+        (
+            "outpost_gang_idle_nanoseconds_total",
+            "CPU time left unused so that vCPUs could start together.",
+            gang.idle_lost_ns,
+        ),
+    ] {
+        out.counter(name, help, &[], value);
+    }
+}
+
+/// The same in lines for a person.
+fn describe_sharing() -> String {
+    let mut text = String::new();
+    for (vcpu, counts) in guest::exits_by_vcpu().iter().enumerate() {
+        let _ = writeln!(text, "vCPU {vcpu}: {counts}");
+    }
+    let Some(counted) = cpus::counted() else {
+        return text;
+    };
+    let ms = |ns: u64| ns / 1_000_000;
+    let _ = writeln!(
+        text,
+        "policy {}; network ran {} ms, waited {} ms (at most {} us)",
+        counted.policy,
+        ms(counted.network.run_ns),
+        ms(counted.network.wait_ns),
+        counted.network.longest_wait_ns / 1000
+    );
+    for (vcpu, task) in counted.vcpus.iter().enumerate() {
+        let _ = writeln!(
+            text,
+            "vCPU {vcpu} ran {} ms, waited {} ms, woke {} times, moved {} times",
+            ms(task.run_ns),
+            ms(task.wait_ns),
+            task.wakes,
+            task.migrations
+        );
+    }
+    let gang = &counted.gang;
+    if gang.slots > 0 {
+        let _ = writeln!(
+            text,
+            "gang: {} starts, {} missed, {} broken, skew {} us on average, idle {} ms",
+            gang.slots,
+            gang.missed,
+            gang.broken,
+            gang.skew_ns / gang.slots / 1000,
+            ms(gang.idle_lost_ns)
+        );
+    }
+    text
+}
+
 fn now() -> Instant {
     Instant::from_micros(clock::now_ns() / 1000)
 }
@@ -138,6 +275,7 @@ pub struct Service {
     console: console::Service,
     next_status_ns: u64,
     next_console_ns: u64,
+    last_work_ns: u64,
     /// A serial port has more to send.
     busy_outputs: bool,
     /// Frames wait for room at a port.
@@ -174,6 +312,7 @@ impl Service {
             console: console::Service::start(),
             next_status_ns: 0,
             next_console_ns: 0,
+            last_work_ns: 0,
             busy_outputs: true,
             waiting: false,
         });
@@ -188,20 +327,19 @@ impl Service {
         self.ports.station_mac()
     }
 
-    /// Runs for ever.
-    pub fn run(&mut self) -> ! {
-        let mut last_work_ns = 0;
-        loop {
-            let worked = self.pass();
-            let now_ns = clock::now_ns();
-            if worked {
-                last_work_ns = now_ns;
-            }
-            self.housekeeping(now_ns);
-            if !worked && now_ns.saturating_sub(last_work_ns) > LINGER_NS {
-                self.sleep();
-            }
+    /// One bounded piece of work. `shares` says that others may want the CPU: then nothing is waited for.
+    pub fn turn(&mut self, shares: bool) -> Turn {
+        let worked = self.pass();
+        let now_ns = clock::now_ns();
+        if worked {
+            self.last_work_ns = now_ns;
         }
+        self.housekeeping(now_ns);
+        let linger_ns = if shares { 0 } else { LINGER_NS };
+        if worked || now_ns.saturating_sub(self.last_work_ns) < linger_ns {
+            return Turn::Busy;
+        }
+        self.rest()
     }
 
     /// One bounded piece of packet work. True if there was any.
@@ -290,6 +428,7 @@ impl Service {
             &[],
             exits,
         );
+        append_sharing(&mut out);
         if let Some(dictionary) = &self.dictionary {
             let disk = dictionary.counters();
             for (name, help, value) in [
@@ -341,20 +480,20 @@ impl Service {
         let up_ms = clock::now_ms().max(1);
         let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}, {}\n{:#}",
+            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}\n{}{:#}",
             up_ms / 1000,
             up_ms % 1000,
             entry::deepest_stack() >> 10,
             entry::STACK_BYTES >> 10,
             guest::state(),
-            guest::exits(),
+            describe_sharing(),
             self.statistics()
         );
         self.console.print(&text);
     }
 
-    /// Sleeps until there may be work. Frames and kicks that come after the last look end the sleep at once.
-    fn sleep(&mut self) {
+    /// Until when there may be no work. What comes after this last look calls for the service.
+    fn rest(&mut self) -> Turn {
         let now = now();
         let now_ns = clock::now_ns();
         let mut deadline = self.next_status_ns.min(self.next_console_ns);
@@ -368,13 +507,11 @@ impl Service {
         if self.waiting || !self.ports.all_interrupt() {
             deadline = deadline.min(now_ns + POLL_NS);
         }
-        cpu::arm_timer(Some(deadline));
         // The devices must see where the drivers want to be told next before the drivers look for the last time.
         fence(Ordering::SeqCst);
         if self.ports.has_received() || self.guest.has_received() {
-            cpu::take_interrupts();
-            return;
+            return Turn::Busy;
         }
-        cpu::sleep();
+        Turn::Idle(Some(deadline))
     }
 }

@@ -2,53 +2,61 @@
 
 use alloc::vec::Vec;
 
-/// Writes bits to the end of a byte vector.
+/// Writes bits into room for them.
 pub struct BitWriter<'a> {
-    out: &'a mut Vec<u8>,
+    room: &'a mut [u8],
+    /// Whole bytes written.
+    at: usize,
+    /// Bits that do not make a byte yet, fewer than eight.
     bits: u64,
     count: u32,
 }
 
 impl<'a> BitWriter<'a> {
-    pub fn new(out: &'a mut Vec<u8>) -> Self {
+    /// A writer to the start of `room`, which is made to hold `most` bits in all and otherwise left as it is: what goes
+    /// beyond is lost.
+    pub fn new(room: &'a mut Vec<u8>, most: usize) -> Self {
+        let least = most.div_ceil(8) + 8;
+        if room.len() < least {
+            room.resize(least, 0);
+        }
         BitWriter {
-            out,
+            room,
+            at: 0,
             bits: 0,
             count: 0,
         }
     }
 
-    /// Writes the lowest `count` bits of `value`, at most 32; the others are zero.
-    #[inline]
+    /// Writes the lowest `count` bits of `value`, at most 56; the others are zero.
+    #[inline(always)]
     pub fn put(&mut self, value: u64, count: u32) {
         self.bits |= value << self.count;
         self.count += count;
-        if self.count >= 32 {
-            self.out
-                .extend_from_slice(&(self.bits as u32).to_le_bytes());
-            self.bits >>= 32;
-            self.count -= 32;
+        // A word each time, without asking how much of it is whole bytes: that could not be foreseen.
+        if let Some(room) = self.room.get_mut(self.at..self.at + 8) {
+            room.copy_from_slice(&self.bits.to_le_bytes());
         }
+        self.at += (self.count >> 3) as usize;
+        self.bits >>= self.count & !7;
+        self.count &= 7;
     }
 
-    /// Writes the lowest `count` bits of `value`, at most 64.
-    #[inline]
+    /// Writes the lowest `count` bits of `value`, at most 64; the others are zero.
+    #[inline(always)]
     pub fn put_wide(&mut self, value: u64, count: u32) {
-        if count > 31 {
-            self.put(value & 0x7fff_ffff, 31);
-            self.put_wide(value >> 31, count - 31);
+        if count > 56 {
+            self.put(value & 0xffff_ffff, 32);
+            self.put(value >> 32, count - 32);
         } else {
             self.put(value, count);
         }
     }
 
-    /// Pads to whole bytes.
-    pub fn finish(mut self) {
-        while self.count > 0 {
-            self.out.push(self.bits as u8);
-            self.bits >>= 8;
-            self.count = self.count.saturating_sub(8);
-        }
+    /// Pads to whole bytes, and gives all that were written.
+    pub fn finish(self) -> &'a [u8] {
+        let end = self.at + usize::from(self.count > 0);
+        self.room.get(..end).unwrap_or(&[])
     }
 }
 
@@ -120,18 +128,19 @@ impl<'a> BitReader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn what_is_written_is_read(items in prop::collection::vec((any::<u64>(), 0u32..=56), 0..200)) {
-            let mut bytes = Vec::new();
-            let mut writer = BitWriter::new(&mut bytes);
+            // What is in the room already does no harm.
+            let mut room = vec![0xff; items.len()];
+            let mut writer = BitWriter::new(&mut room, items.iter().map(|(_, count)| *count as usize).sum());
             for (value, count) in &items {
                 writer.put_wide(value & ((1 << count) - 1), *count);
             }
-            writer.finish();
-            let mut reader = BitReader::new(&bytes);
+            let mut reader = BitReader::new(writer.finish());
             for (value, count) in &items {
                 reader.refill();
                 prop_assert_eq!(reader.take(*count), value & ((1 << count) - 1));

@@ -22,6 +22,13 @@ const MODE_STANDARD: u8 = 4;
 /// The length of each symbol's code; 0 for a symbol that does not occur.
 pub type Lengths = [u8; 256];
 
+/// Room for an encoder to work in.
+#[derive(Default)]
+pub struct Room {
+    stream: Vec<u8>,
+    streams: Vec<u8>,
+}
+
 /// How often each byte occurs.
 pub fn histogram(bytes: &[u8]) -> [u32; 256] {
     // Four tables, so that runs of one byte do not wait for each other.
@@ -248,29 +255,38 @@ impl Table {
     }
 }
 
-fn write_stream(bytes: &[u8], codes: &[(u16, u8); 256], out: &mut Vec<u8>) {
-    let mut writer = BitWriter::new(out);
-    let mut pairs = bytes.chunks_exact(2);
-    for pair in &mut pairs {
-        let (a, b) = (codes[usize::from(pair[0])], codes[usize::from(pair[1])]);
-        writer.put(
-            u64::from(a.0) | u64::from(b.0) << a.1,
-            u32::from(a.1) + u32::from(b.1),
-        );
+/// The stream is made in `room`.
+fn write_stream<'a>(bytes: &[u8], codes: &[(u16, u8); 256], room: &'a mut Vec<u8>) -> &'a [u8] {
+    let mut writer = BitWriter::new(room, bytes.len() * MAX_BITS as usize);
+    let code = |byte: u8| {
+        let (code, length) = codes[usize::from(byte)];
+        (u64::from(code), u32::from(length))
+    };
+    let mut fours = bytes.chunks_exact(4);
+    for four in &mut fours {
+        let [a, b, c, d] = [code(four[0]), code(four[1]), code(four[2]), code(four[3])];
+        let (ab, cd) = (a.0 | b.0 << a.1, c.0 | d.0 << c.1);
+        writer.put(ab | cd << (a.1 + b.1), a.1 + b.1 + c.1 + d.1);
     }
-    for byte in pairs.remainder() {
-        let (code, length) = codes[usize::from(*byte)];
-        writer.put(u64::from(code), u32::from(length));
+    for byte in fours.remainder() {
+        let (code, length) = code(*byte);
+        writer.put(code, length);
     }
-    writer.finish();
+    writer.finish()
 }
 
 fn quarter(len: usize) -> usize {
     len.div_ceil(4)
 }
 
-/// Appends `bytes`; `last` is the table of the flow's last block for arrays of this sort, and becomes that of this one.
-pub fn encode(bytes: &[u8], last: &mut Lengths, standard: &Lengths, out: &mut Vec<u8>) {
+/// Appends `bytes`, working in `room`; `last` is the table of the flow's last block for arrays of this sort, and becomes that of this one.
+pub fn encode(
+    bytes: &[u8],
+    last: &mut Lengths,
+    standard: &Lengths,
+    room: &mut Room,
+    out: &mut Vec<u8>,
+) {
     let Some(first) = bytes.first() else { return };
     let counts = histogram(bytes);
     if counts[usize::from(*first)] as usize == bytes.len() {
@@ -315,13 +331,13 @@ pub fn encode(bytes: &[u8], last: &mut Lengths, standard: &Lengths, out: &mut Ve
     } else {
         bytes.len()
     };
-    let mut streams = Vec::with_capacity(bytes.len());
+    room.streams.clear();
     for piece in bytes.chunks(piece) {
-        let start = streams.len();
-        write_stream(piece, &codes, &mut streams);
-        put_number(out, (streams.len() - start) as u64);
+        let stream = write_stream(piece, &codes, &mut room.stream);
+        put_number(out, stream.len() as u64);
+        room.streams.extend_from_slice(stream);
     }
-    out.extend_from_slice(&streams);
+    out.extend_from_slice(&room.streams);
 }
 
 /// Appends `len` decoded bytes to `out`.
@@ -459,7 +475,7 @@ mod tests {
             let (mut ours, mut theirs) = ([0; 256], [0; 256]);
             for _ in 0..2 {
                 let mut wire = Vec::new();
-                encode(&bytes, &mut ours, &standard, &mut wire);
+                encode(&bytes, &mut ours, &standard, &mut Room::default(), &mut wire);
                 let (mut reader, mut out) = (Reader(&wire), alloc::vec![7]);
                 prop_assert_eq!(decode(&mut reader, len, &mut theirs, &standard, &mut out), Ok(()));
                 prop_assert!(reader.0.is_empty());
@@ -482,7 +498,13 @@ mod tests {
             .map(|i| (i.wrapping_mul(2_654_435_761) >> 7).trailing_zeros() as u8)
             .collect();
         let (mut last, mut wire) = ([0; 256], Vec::new());
-        encode(&bytes, &mut last, &[8; 256], &mut wire);
+        encode(
+            &bytes,
+            &mut last,
+            &[8; 256],
+            &mut Room::default(),
+            &mut wire,
+        );
         // One bit for half of the symbols, two for a quarter, and so on: two bits on average.
         assert!(
             wire.len() < bytes.len() * 2 / 8 + 60,

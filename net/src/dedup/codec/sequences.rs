@@ -18,6 +18,8 @@ const LONG_MATCH: u32 = 15;
 /// Logarithms of differences from the last far distance that have codes, each with a sign.
 const NEAR_BITS: u32 = 12;
 const FAR_CODES: u8 = 2 * NEAR_BITS as u8;
+/// The most bits that the codes of one sequence leave open: those of two 32-bit numbers and of a distance.
+const MOST_OPEN: usize = 2 * 30 + 62;
 /// A distance that is kept as the far one: the match is no accident, and not from right here.
 const FAR_LENGTH: u32 = 32;
 const FAR_DISTANCE: u64 = 1 << 12;
@@ -58,17 +60,47 @@ impl Distances {
         }
     }
 
+    /// The token's kind for a distance.
+    #[inline(always)]
+    fn kind(&self, distance: u64) -> u8 {
+        let [a, b, c] = self.last.map(|last| last == distance);
+        let later = if b { 1 } else { NEW_DISTANCE - u8::from(c) };
+        if a { 0 } else { later }
+    }
+
+    /// A new distance as a code and the bits that the code leaves open.
+    #[inline(always)]
+    fn coded(&self, distance: u64) -> (u8, u64, u32) {
+        let difference = distance.abs_diff(self.far);
+        if difference > 0 && difference < 1 << NEAR_BITS && difference < distance >> 2 {
+            let log = 63 - difference.leading_zeros();
+            let code = (2 * log) as u8 | u8::from(distance > self.far);
+            return (code, difference - (1 << log), log);
+        }
+        let log = 63 - (distance | 1).leading_zeros();
+        let open = log.saturating_sub(1);
+        let half = if log > 0 { distance >> open & 1 } else { 0 };
+        let code = FAR_CODES + (2 * log) as u8 + half as u8;
+        (code, distance & ((1 << open) - 1), open)
+    }
+
     fn after(&mut self, kind: u8, distance: u64, len: u32) {
         let [a, b, c] = self.last;
-        match kind {
-            0 => {}
-            1 => self.last = [b, a, c],
-            2 => self.last = [c, a, b],
-            _ => self.last = [distance, a, b],
-        }
+        self.last = [
+            distance,
+            if kind == 0 { b } else { a },
+            if kind <= 1 { c } else { b },
+        ];
         if len >= FAR_LENGTH && distance >= FAR_DISTANCE {
             self.far = distance;
         }
+    }
+}
+
+#[inline(always)]
+fn put_at(array: &mut [u8], at: usize, code: u8) {
+    if let Some(place) = array.get_mut(at) {
+        *place = code;
     }
 }
 
@@ -105,8 +137,10 @@ pub struct Arrays {
     distances: Vec<u8>,
     runs: Vec<u8>,
     lengths: Vec<u8>,
-    bits: Vec<u8>,
     literals: Vec<u8>,
+    /// Room for the bit stream, and for making the arrays' streams.
+    bits: Vec<u8>,
+    room: huffman::Room,
 }
 
 impl Arrays {
@@ -116,7 +150,6 @@ impl Arrays {
             &mut self.distances,
             &mut self.runs,
             &mut self.lengths,
-            &mut self.bits,
             &mut self.literals,
         ] {
             array.clear();
@@ -133,73 +166,69 @@ pub fn write(
     out: &mut Vec<u8>,
 ) {
     arrays.clear();
-    let mut bits = BitWriter::new(&mut arrays.bits);
-    let mut distances = Distances::new();
-    for sequence in sequences {
+    let Arrays {
+        tokens,
+        distances,
+        runs,
+        lengths,
+        bits,
+        room,
+        ..
+    } = arrays;
+    // Each array has room for an entry of every sequence. An entry is written whether a sequence has one or not, and counts only
+    // if it has: that cannot be foreseen, and need not.
+    for array in [&mut *tokens, distances, runs, lengths] {
+        array.resize(sequences.len(), 0);
+    }
+    let (mut new, mut many, mut long) = (0, 0, 0);
+    let mut bits = BitWriter::new(bits, sequences.len() * MOST_OPEN);
+    let mut last = Distances::new();
+    for (sequence, token) in sequences.iter().zip(tokens.iter_mut()) {
         let Sequence {
             literals,
             len,
             distance,
         } = *sequence;
-        let kind = distances
-            .last
-            .iter()
-            .position(|last| *last == distance)
-            .unwrap_or(3) as u8;
+        let kind = last.kind(distance);
         let len_field = len.saturating_sub(MIN_MATCH as u32);
-        arrays.tokens.push(
-            kind | (literals.min(MANY_LITERALS) as u8) << 2
-                | (len_field.min(LONG_MATCH) as u8) << 4,
-        );
-        if literals >= MANY_LITERALS {
-            let (code, value, open) = coded(literals - MANY_LITERALS);
-            arrays.runs.push(code);
-            bits.put(value, open);
+        *token = kind
+            | (literals.min(MANY_LITERALS) as u8) << 2
+            | (len_field.min(LONG_MATCH) as u8) << 4;
+        let run = literals.saturating_sub(MANY_LITERALS);
+        let rest = len_field.saturating_sub(LONG_MATCH);
+        let (mut run_code, mut rest_code) = (run as u8, rest as u8);
+        if (run | rest) >= 16 {
+            let (run, rest) = (coded(run), coded(rest));
+            bits.put(run.1 | rest.1 << run.2, run.2 + rest.2);
+            (run_code, rest_code) = (run.0, rest.0);
         }
-        if len_field >= LONG_MATCH {
-            let (code, value, open) = coded(len_field - LONG_MATCH);
-            arrays.lengths.push(code);
-            bits.put(value, open);
-        }
-        if kind == NEW_DISTANCE {
-            let difference = distance.abs_diff(distances.far);
-            if difference > 0 && difference < 1 << NEAR_BITS && difference < distance >> 2 {
-                let log = 63 - difference.leading_zeros();
-                arrays
-                    .distances
-                    .push((2 * log) as u8 | u8::from(distance > distances.far));
-                bits.put_wide(difference - (1 << log), log);
-            } else {
-                let log = 63 - distance.leading_zeros();
-                let open = log.saturating_sub(1);
-                let half = if log > 0 { distance >> open & 1 } else { 0 };
-                arrays
-                    .distances
-                    .push(FAR_CODES + (2 * log) as u8 + half as u8);
-                bits.put_wide(distance & ((1 << open) - 1), open);
-            }
-        }
-        distances.after(kind, distance, len);
+        put_at(runs, many, run_code);
+        many += usize::from(literals >= MANY_LITERALS);
+        put_at(lengths, long, rest_code);
+        long += usize::from(len_field >= LONG_MATCH);
+        let is_new = kind == NEW_DISTANCE;
+        let (code, open, count) = last.coded(distance);
+        put_at(distances, new, code);
+        new += usize::from(is_new);
+        let (open, count) = if is_new { (open, count) } else { (0, 0) };
+        bits.put_wide(open, count);
+        last.after(kind, distance, len);
     }
-    bits.finish();
+    distances.truncate(new);
+    runs.truncate(many);
+    lengths.truncate(long);
     put_number(out, sequences.len() as u64);
     put_number(out, literals.len() as u64);
-    huffman::encode(literals, &mut tables.literals, &standard::LITERALS, out);
-    huffman::encode(&arrays.tokens, &mut tables.tokens, &standard::TOKENS, out);
-    huffman::encode(
-        &arrays.distances,
-        &mut tables.distances,
-        &standard::DISTANCES,
-        out,
-    );
-    huffman::encode(&arrays.runs, &mut tables.runs, &standard::RUNS, out);
-    huffman::encode(
-        &arrays.lengths,
-        &mut tables.lengths,
-        &standard::LENGTHS,
-        out,
-    );
-    out.extend_from_slice(&arrays.bits);
+    for (array, table, standard) in [
+        (literals, &mut tables.literals, &standard::LITERALS),
+        (tokens, &mut tables.tokens, &standard::TOKENS),
+        (distances, &mut tables.distances, &standard::DISTANCES),
+        (runs, &mut tables.runs, &standard::RUNS),
+        (lengths, &mut tables.lengths, &standard::LENGTHS),
+    ] {
+        huffman::encode(array, table, standard, room, out);
+    }
+    out.extend_from_slice(bits.finish());
 }
 
 /// Reads a body that stands for `raw` bytes: the literals come in one piece, the sequences one by one.

@@ -7,6 +7,8 @@ mod trouble;
 
 use simulation::{Rng, World};
 
+use super::Effort;
+
 use alloc::vec::Vec;
 use proptest::prelude::*;
 
@@ -45,6 +47,8 @@ fn run(
             earlier.push(bytes.clone());
             world.start(bytes);
         }
+        let effort = [Effort::Full, Effort::Fast][rng.below(2)];
+        world.sender.set_effort(effort);
         for _ in 0..rng.below(40) {
             world.step(rng);
             trouble(rng, world);

@@ -1,0 +1,409 @@
+//! What each CPU does all day: ask the scheduler, run what it says, say how that ended, sleep when there is nothing.
+//!
+//! One scheduler under one lock for the whole box ([`outpost_hv::sched`] is the policy; here is the mechanism: timers, kicks, sleeping tasks).
+//! Nothing else is locked while its lock is held. A wake-up is never lost: whoever has something for a task notes it first
+//! ([`Sleeper::called`]) and looks whether the task sleeps then; whoever puts a task to sleep does it the other way round.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use outpost_hv::sched::{
+    CpuSet, GangStatistics, Kind, Nice, Policy, Scheduler, TaskId, TaskStatistics, Tuning,
+};
+use spin::{Mutex, Once};
+
+use super::{guest, network};
+use crate::machine::{clock, cpu, panic};
+
+/// The boot CPU: network ports interrupt it, and what drives them runs there.
+pub const NETWORK_CPU: usize = 0;
+
+/// How tasks share the CPUs.
+#[derive(Clone, Debug)]
+pub struct Sharing {
+    /// How vCPUs are placed.
+    pub policy: Policy,
+    /// vCPUs of the guest; 0 for no guest.
+    pub vcpus: usize,
+    /// The guest's nice value.
+    pub guest: Nice,
+    /// The services'.
+    pub services: Nice,
+    /// CPUs that vCPUs may use; empty: as the box sees fit.
+    pub cpus: CpuSet,
+}
+
+/// A task that is not running.
+#[derive(Debug, Default)]
+struct Sleeper {
+    /// Somebody has something for it that it has not looked at.
+    called: AtomicBool,
+    /// When it wants to be woken; `u64::MAX`: by call only. Changed under the scheduler's lock.
+    due_ns: AtomicU64,
+    /// The CPU whose timer does that.
+    home: AtomicUsize,
+}
+
+/// What a CPU's own code and others tell each other.
+#[derive(Debug)]
+struct Seat {
+    /// The scheduler is to be asked again.
+    ask: AtomicBool,
+    /// When it is to be asked at the latest.
+    until_ns: AtomicU64,
+    /// The task that runs, plus one.
+    task: AtomicUsize,
+}
+
+/// The whole box.
+struct Shared {
+    scheduler: Mutex<Scheduler>,
+    /// One for each task, in their order: network, keeper, vCPUs.
+    sleepers: Vec<Sleeper>,
+    seats: Vec<Seat>,
+    vcpus: usize,
+    policy: Policy,
+}
+
+static SHARED: Once<Shared> = Once::new();
+
+/// The WAN stack and the console.
+pub const NETWORK: TaskId = TaskId(0);
+/// What starts the guest and sees to its end.
+pub const KEEPER: TaskId = TaskId(1);
+/// The first vCPU.
+const FIRST_VCPU: usize = 2;
+
+/// The task of a vCPU.
+fn task_of(vcpu: usize) -> TaskId {
+    TaskId(FIRST_VCPU + vcpu)
+}
+
+/// How a piece of a service's work ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There is more to do.
+    Busy,
+    /// Nothing to do until somebody calls, or this time.
+    Idle(Option<u64>),
+}
+
+/// Makes the scheduler for `cpus` CPUs. Called once, by the boot CPU; the others may run already and wait for it.
+pub fn open(cpus: usize, sharing: &Sharing) {
+    SHARED.call_once(|| {
+        let mut scheduler = Scheduler::new(sharing.policy, Tuning::default(), cpus);
+        let all = CpuSet::below(cpus);
+        let others = all.without(CpuSet::only(NETWORK_CPU));
+        scheduler.add(Kind::Service, sharing.services, CpuSet::only(NETWORK_CPU));
+        // Long pieces of work: away from the network where there is another CPU.
+        scheduler.add(Kind::Service, sharing.services, others);
+        // The network's CPU is the guest's only where the others do not do.
+        let wanted = CpuSet(sharing.cpus.0 & all.0);
+        let allowed = if !wanted.is_empty() {
+            wanted
+        } else if others.len() >= sharing.vcpus {
+            others
+        } else {
+            all
+        };
+        for vcpu in 0..sharing.vcpus {
+            let its = if sharing.policy == Policy::Placed {
+                let nth = vcpu % allowed.len().max(1);
+                allowed.iter().nth(nth).map_or(allowed, CpuSet::only)
+            } else {
+                allowed
+            };
+            scheduler.add(Kind::Vcpu, sharing.guest, its);
+        }
+        let sleepers = (0..FIRST_VCPU + sharing.vcpus)
+            .map(|_| Sleeper {
+                due_ns: AtomicU64::new(u64::MAX),
+                ..Sleeper::default()
+            })
+            .collect();
+        let seats = (0..cpus)
+            .map(|_| Seat {
+                ask: AtomicBool::new(false),
+                until_ns: AtomicU64::new(u64::MAX),
+                task: AtomicUsize::new(0),
+            })
+            .collect();
+        Shared {
+            scheduler: Mutex::new(scheduler),
+            sleepers,
+            seats,
+            vcpus: sharing.vcpus,
+            policy: sharing.policy,
+        }
+    });
+    (1..cpus).for_each(cpu::kick);
+    if sharing.vcpus > 0 {
+        call_keeper();
+    }
+}
+
+/// Waits for [`open`], then does this CPU's work for ever. `network` is given on [`NETWORK_CPU`].
+pub fn run(mut network: Option<Box<network::Service>>) -> ! {
+    let index = cpu::index();
+    let shared = loop {
+        match SHARED.get() {
+            Some(shared) => break shared,
+            None => {
+                cpu::sleep();
+            }
+        }
+    };
+    if network.is_some() {
+        shared.call(NETWORK);
+    }
+    let mut loaded = None;
+    loop {
+        let next = shared.next(index);
+        let vcpu = next.and_then(|task| task.0.checked_sub(FIRST_VCPU));
+        if let Some(before) = loaded.filter(|before| Some(*before) != vcpu) {
+            guest::release(before, index);
+            loaded = None;
+        }
+        let Some(task) = next else {
+            arm_timer(None);
+            shared.noted(index, cpu::sleep());
+            continue;
+        };
+        let turn = match (task, vcpu, network.as_mut()) {
+            (_, Some(vcpu), _) => {
+                loaded = Some(vcpu);
+                let turn = guest::run(vcpu, index);
+                if turn != Turn::Busy {
+                    guest::release(vcpu, index);
+                    loaded = None;
+                }
+                turn
+            }
+            (NETWORK, _, Some(network)) => {
+                shared.hears(task);
+                network.turn(shared.vcpus > 0)
+            }
+            (NETWORK, _, None) => Turn::Idle(None),
+            _ => {
+                shared.hears(task);
+                guest::keep()
+            }
+        };
+        if let Turn::Idle(until) = turn {
+            shared.rest(index, task, until);
+        }
+    }
+}
+
+impl Seat {
+    fn until(&self) -> u64 {
+        self.until_ns.load(Ordering::Relaxed)
+    }
+}
+
+impl Shared {
+    fn seat(&self, index: usize) -> Option<&Seat> {
+        self.seats.get(index)
+    }
+
+    /// What this CPU is to run now; its timer's time is in its seat.
+    fn next(&self, index: usize) -> Option<TaskId> {
+        let seat = self.seat(index)?;
+        seat.ask.store(false, Ordering::Relaxed);
+        let now = clock::now_ns();
+        let mut scheduler = self.scheduler.lock();
+        let (mut kick, mut until) = (CpuSet::default(), u64::MAX);
+        for (task, sleeper) in self.sleepers.iter().enumerate() {
+            let due = sleeper.due_ns.load(Ordering::Relaxed);
+            if due == u64::MAX || sleeper.home.load(Ordering::Relaxed) != index {
+                continue;
+            }
+            if due <= now {
+                sleeper.due_ns.store(u64::MAX, Ordering::Relaxed);
+                kick = kick.with(scheduler.wake(now, TaskId(task)));
+            } else {
+                until = until.min(due);
+            }
+        }
+        let decision = scheduler.schedule(now, index);
+        drop(scheduler);
+        until = until.min(decision.until.unwrap_or(u64::MAX));
+        seat.until_ns.store(until, Ordering::Relaxed);
+        let running = decision.run.map_or(0, |task| task.0 + 1);
+        seat.task.store(running, Ordering::Relaxed);
+        self.ask(kick.with(decision.kick).without(CpuSet::only(index)));
+        decision.run
+    }
+
+    /// Has these CPUs ask again.
+    fn ask(&self, cpus: CpuSet) {
+        for index in cpus.iter() {
+            if let Some(seat) = self.seat(index) {
+                seat.ask.store(true, Ordering::Release);
+                if index != cpu::index() {
+                    cpu::kick(index);
+                }
+            }
+        }
+    }
+
+    /// The task looks at everything that it was called for so far.
+    fn hears(&self, task: TaskId) {
+        if let Some(sleeper) = self.sleepers.get(task.0) {
+            sleeper.called.swap(false, Ordering::AcqRel);
+        }
+    }
+
+    /// There is something for a task.
+    fn call(&self, task: TaskId) {
+        let Some(sleeper) = self.sleepers.get(task.0) else {
+            return;
+        };
+        sleeper.called.store(true, Ordering::SeqCst);
+        let now = clock::now_ns();
+        let mut scheduler = self.scheduler.lock();
+        sleeper.due_ns.store(u64::MAX, Ordering::Relaxed);
+        let kick = scheduler.wake(now, task);
+        let runs_on = (0..self.seats.len()).find(|index| scheduler.current(*index) == Some(task));
+        drop(scheduler);
+        self.ask(kick);
+        if task.0 >= FIRST_VCPU
+            && let Some(index) = runs_on
+            && index != cpu::index()
+        {
+            // It runs, or is about to: it leaves the guest and looks.
+            cpu::kick(index);
+        }
+    }
+
+    /// The task that runs on this CPU has nothing to do.
+    fn rest(&self, index: usize, task: TaskId, until: Option<u64>) {
+        let Some(sleeper) = self.sleepers.get(task.0) else {
+            return;
+        };
+        let now = clock::now_ns();
+        let mut scheduler = self.scheduler.lock();
+        let mut kick = scheduler.block(now, index);
+        if sleeper.called.swap(false, Ordering::SeqCst) {
+            kick = kick.with(scheduler.wake(now, task));
+        } else {
+            sleeper.home.store(index, Ordering::Relaxed);
+            let due = until.unwrap_or(u64::MAX);
+            sleeper.due_ns.store(due, Ordering::Relaxed);
+        }
+        drop(scheduler);
+        self.ask(kick.without(CpuSet::only(index)));
+    }
+
+    /// Interrupts have come on this CPU.
+    fn noted(&self, index: usize, wakes: u32) {
+        if index == NETWORK_CPU && wakes & cpu::WAKE_DEVICE != 0 {
+            self.call(NETWORK);
+        }
+    }
+}
+
+/// There is something for the network's service.
+pub fn call_network() {
+    if let Some(shared) = SHARED.get() {
+        // One call is enough until it looks.
+        let called = shared
+            .sleepers
+            .get(NETWORK.0)
+            .is_some_and(|sleeper| sleeper.called.load(Ordering::SeqCst));
+        if !called {
+            shared.call(NETWORK);
+        }
+    }
+}
+
+/// There is something for the guest's keeper.
+pub fn call_keeper() {
+    if let Some(shared) = SHARED.get() {
+        shared.call(KEEPER);
+    }
+}
+
+/// There is something for a vCPU: it looks at once where it runs, and runs again where it rests.
+pub fn call_vcpu(vcpu: usize) {
+    if let Some(shared) = SHARED.get() {
+        shared.call(task_of(vcpu));
+    }
+}
+
+/// Takes the interrupts that are pending on this CPU.
+pub fn take_interrupts() {
+    let wakes = cpu::take_interrupts();
+    if let Some(shared) = SHARED.get() {
+        shared.noted(cpu::index(), wakes);
+    }
+}
+
+/// Arms this CPU's timer for what runs on it, and for what the CPU has to do itself.
+pub fn arm_timer(deadline_ns: Option<u64>) {
+    let own = SHARED.get().and_then(|shared| shared.seat(cpu::index()));
+    let until = own.map_or(u64::MAX, Seat::until);
+    let deadline = deadline_ns.unwrap_or(u64::MAX).min(until);
+    cpu::arm_timer(Some(deadline).filter(|deadline| *deadline != u64::MAX));
+}
+
+/// Whether what runs on this CPU must make room, so that the scheduler can be asked. The task has heard all calls before this.
+pub fn must_leave() -> bool {
+    let Some((shared, seat)) = SHARED
+        .get()
+        .and_then(|shared| Some((shared, shared.seat(cpu::index())?)))
+    else {
+        return false;
+    };
+    if let Some(task) = seat.task.load(Ordering::Relaxed).checked_sub(1) {
+        shared.hears(TaskId(task));
+    }
+    seat.ask.load(Ordering::Acquire) || clock::now_ns() >= seat.until() || panic::lost_expendable()
+}
+
+/// For how long a vCPU could have run and had no CPU, in nanoseconds.
+pub fn stolen_ns(vcpu: usize) -> u64 {
+    SHARED.get().map_or(0, |shared| {
+        let now = clock::now_ns();
+        shared
+            .scheduler
+            .lock()
+            .statistics(task_of(vcpu), now)
+            .wait_ns
+    })
+}
+
+/// What the scheduler has counted.
+pub struct Counted {
+    /// How vCPUs are placed.
+    pub policy: Policy,
+    /// The network's service.
+    pub network: TaskStatistics,
+    /// Each vCPU.
+    pub vcpus: Vec<TaskStatistics>,
+    /// What gang scheduling did.
+    pub gang: GangStatistics,
+}
+
+/// What the scheduler has counted; none before [`open`].
+pub fn counted() -> Option<Counted> {
+    let shared = SHARED.get()?;
+    let now = clock::now_ns();
+    let mut scheduler = shared.scheduler.lock();
+    Some(Counted {
+        policy: shared.policy,
+        network: scheduler.statistics(NETWORK, now),
+        vcpus: (0..shared.vcpus)
+            .map(|vcpu| scheduler.statistics(task_of(vcpu), now))
+            .collect(),
+        gang: scheduler.gang_statistics(),
+    })
+}
+
+/// True if a CPU holds the scheduler's lock at this moment.
+pub fn is_locked() -> bool {
+    SHARED
+        .get()
+        .is_some_and(|shared| shared.scheduler.is_locked())
+}

@@ -1,0 +1,172 @@
+//! `cargo xtask bench hv`: the same kernel, ramdisk and work in the same emulated machine, directly on its CPUs, under KVM in
+//! Debian's kernel, and under Outpost. Rounds go through all three, so that what slows this machine slows them alike.
+
+mod load;
+mod marks;
+mod measure;
+mod rows;
+mod ways;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::image::{self, GuestFiles};
+use crate::process::{self, Graceful, Scratch};
+use crate::progress;
+use crate::setup::{self, Group};
+use rows::{Runs, print_run};
+use ways::{Bench, Way};
+
+/// The bench guest and the host that runs it under KVM: folders of `guests/`.
+const GUEST: &str = "bench";
+const KVM_HOST: &str = "kvm";
+/// Times that each piece of work is done in a run, after once to warm up.
+const REPETITIONS: u32 = 3;
+/// What md5sum works on, in MiB.
+const WORK_MIB: u32 = 64;
+
+/// `cargo xtask bench hv`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How often each way is run; of everything measured the medians count
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Only these figures (may be given more than once)
+    #[arg(long, value_enum, value_name = "NAME")]
+    only: Vec<Figure>,
+    /// Leave KVM out: the rows that compare with it are then missing, but those beside direct are there
+    #[arg(long)]
+    skip_kvm: bool,
+    /// The guest's CPUs; the direct machine has as many
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    vcpus: u8,
+    /// CPUs of the emulated machine that KVM and Outpost have
+    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    cpus: u8,
+    /// The guest's memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=2048))]
+    memory: u32,
+    /// Seconds that the guest idles
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(5..=600))]
+    idle: u32,
+    /// Also write the rows to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Figure {
+    /// Time and exits to the first process, and nested tables
+    Boot,
+    /// Exits of a guest that does nothing
+    Idle,
+    /// md5sum of a file in memory, on one vCPU
+    Md5sum,
+    /// The same through a pipe, on all vCPUs
+    Pipe,
+}
+
+impl Args {
+    fn wants(&self, figure: Figure) -> bool {
+        self.only.is_empty() || self.only.contains(&figure)
+    }
+
+    fn ways(&self) -> Vec<Way> {
+        let mut ways = vec![Way::Direct];
+        if !self.skip_kvm {
+            ways.push(Way::Kvm);
+        }
+        ways.push(Way::Outpost);
+        // Exits need no direct run.
+        if self.only == [Figure::Idle] {
+            ways.retain(|way| *way != Way::Direct);
+        }
+        ways
+    }
+
+    /// The words that tell the guest what to do.
+    fn words(&self, idles: bool) -> String {
+        let times = |figure| match self.wants(figure) {
+            true => REPETITIONS,
+            false => 0,
+        };
+        let idle = match idles && self.wants(Figure::Idle) {
+            true => self.idle,
+            false => 0,
+        };
+        format!(
+            " bench.idle={idle} bench.md5sum={} bench.pipe={} bench.mib={WORK_MIB}",
+            times(Figure::Md5sum),
+            times(Figure::Pipe)
+        )
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// It could not be measured, or the report cannot be written.
+pub fn run(arguments: &Args) -> Result<bool> {
+    let config = ways::box_config(GUEST, arguments.vcpus, arguments.memory)?;
+    setup::ensure(&[Group::Emulator])?;
+    let scratch = Scratch::new("bench-hv")?;
+    let bench = prepare(arguments, config, &scratch)?;
+
+    println!(
+        "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
+        arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
+    );
+    // A signal ends the run that it finds, which leaves nothing behind.
+    let _graceful = Graceful::new();
+    let mut runs = Runs::default();
+    for round in 1..=arguments.rounds {
+        for way in arguments.ways() {
+            process::check_interrupted()?;
+            let what = format!("round {round} of {}, {}", arguments.rounds, way.name());
+            let spinner = progress::spinner(what.clone());
+            let doing = |work: &str| spinner.set_message(format!("{what}: {work}"));
+            let seen = measure::measure(&bench, way, &doing)?;
+            spinner.finish_and_clear();
+            print_run(round, way, &seen);
+            runs.add(way, seen)?;
+        }
+    }
+    println!();
+    let report = rows::report(arguments, &runs)?;
+    report.finish(arguments.report.as_deref())
+}
+
+fn prepare(arguments: &Args, config: String, scratch: &Scratch) -> Result<Bench> {
+    let files = |name: &str| -> Result<GuestFiles> {
+        image::guest_files(name)?.with_context(|| format!("the guest {name} has no files"))
+    };
+    let plain = files(GUEST)?;
+    let kvm = match arguments.skip_kvm {
+        true => None,
+        false => Some(files(KVM_HOST)?),
+    };
+    if let Some(kvm) = &kvm {
+        ensure!(
+            kvm.kernel == plain.kernel,
+            "guests/{KVM_HOST} and guests/{GUEST} have different kernels; record both anew with `cargo xtask guest lock`"
+        );
+    }
+    let guest = GuestFiles {
+        command_line: plain.command_line.clone() + &arguments.words(true),
+        ..plain.clone()
+    };
+    let image = scratch.path().join("outpost.img");
+    image::build_with(Some(guest.clone()), None, Some(&image))?;
+    Ok(Bench {
+        direct_cmdline: plain.command_line + &arguments.words(false),
+        guest,
+        kvm,
+        image,
+        config,
+        cpus: arguments.cpus,
+        vcpus: arguments.vcpus,
+        memory: arguments.memory,
+    })
+}

@@ -1,0 +1,323 @@
+//! The three ways to run the bench guest in an emulated machine: directly on its CPUs, under KVM in Debian's kernel, in a
+//! box. Each gives QEMU running and the ports to read.
+
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cpio::newc::{Builder, ModeFileType, trailer};
+use outpost_config::Config;
+
+use crate::accel::Accelerator;
+use crate::image::{self, GuestFiles};
+use crate::keys::KeyPair;
+use crate::process::{self, Process, Scratch};
+use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
+
+/// What a host has beside its guest's memory, in MiB: the box, or Debian with QEMU in its initial ramdisk.
+const BOX_MEMORY: u32 = 512;
+const KVM_MEMORY: u32 = 768;
+/// The box's disk, with room for the partitions that the first boot makes.
+const DISK_BYTES: u64 = 512 << 20;
+/// QEMU opens its ports at once; a busy machine may take a while.
+const OPENS: Duration = Duration::from_secs(60);
+/// Name of the machine for messages and files.
+const NAME: &str = "machine";
+
+/// How the guest is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// On the emulated CPUs themselves.
+    Direct,
+    /// Under KVM in Debian's kernel.
+    Kvm,
+    /// In a box.
+    Outpost,
+}
+
+impl Way {
+    /// For rows and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Direct => "direct",
+            Way::Kvm => "KVM",
+            Way::Outpost => "Outpost",
+        }
+    }
+}
+
+/// What is the same in every run.
+pub struct Bench {
+    /// The guest, with the command line that tells it what to do.
+    pub guest: GuestFiles,
+    /// The same without what only matters under a hypervisor.
+    pub direct_cmdline: String,
+    /// Debian with KVM; none when it is left out.
+    pub kvm: Option<GuestFiles>,
+    /// The box's image.
+    pub image: PathBuf,
+    /// The box's `outpost.toml`.
+    pub config: String,
+    /// CPUs of the emulated machine under a hypervisor.
+    pub cpus: u8,
+    /// CPUs of the guest.
+    pub vcpus: u8,
+    /// The guest's memory in MiB.
+    pub memory: u32,
+}
+
+/// A guest that runs.
+pub struct Running {
+    /// QEMU.
+    pub qemu: Process,
+    /// The guest's serial port.
+    pub guest: UnixStream,
+    /// The box's telemetry.
+    pub telemetry: Option<UnixStream>,
+    /// Sockets, logs and disks.
+    pub scratch: Scratch,
+}
+
+impl Running {
+    /// What QEMU said.
+    pub fn log(&self) -> String {
+        qemu::log_of(self.scratch.path(), NAME)
+    }
+
+    /// What the box said on its console.
+    pub fn console(&self) -> String {
+        let bytes = std::fs::read(self.scratch.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Bench {
+    /// Starts the guest.
+    ///
+    /// # Errors
+    /// QEMU is not there, or does not start.
+    pub fn start(&self, way: Way) -> Result<Running> {
+        let scratch = Scratch::new("hv")?;
+        match way {
+            Way::Direct => {
+                let guest = GuestFiles {
+                    command_line: self.direct_cmdline.clone(),
+                    ..self.guest.clone()
+                };
+                boot_linux(&guest, &[], self.vcpus, self.memory, scratch)
+            }
+            Way::Kvm => {
+                let host = self.kvm.as_ref().context("KVM is left out")?;
+                let host = GuestFiles {
+                    command_line: format!(
+                        "{} bench.vcpus={} bench.memory={}",
+                        host.command_line, self.vcpus, self.memory
+                    ),
+                    ..host.clone()
+                };
+                let files = guest_archive(&self.guest)?;
+                boot_linux(&host, &files, self.cpus, self.memory + KVM_MEMORY, scratch)
+            }
+            Way::Outpost => self.start_box(scratch),
+        }
+    }
+
+    fn start_box(&self, scratch: Scratch) -> Result<Running> {
+        let folder = scratch.path();
+        let disk = folder.join("disk.img");
+        image::with_config(&self.image, &self.config, &disk, Some(DISK_BYTES))?;
+        let [telemetry, guest] = ["telemetry", "guest"].map(|name| folder.join(name));
+        let mut machine = Qemu::new(NAME, Accelerator::Tcg, Disk::new(disk));
+        machine.cpus = self.cpus;
+        machine.memory_mib = self.memory + BOX_MEMORY;
+        machine.nics = [1, 2]
+            .map(|last| Nic {
+                mac: [0x52, 0x54, 0, 0, 0, last],
+                wire: Wire::Unplugged,
+            })
+            .into();
+        machine.com1 = Serial::File(folder.join("console"));
+        machine.com2 = Serial::Socket {
+            path: telemetry.clone(),
+            wait: true,
+        };
+        // The third port as a socket: what comes from it is stamped when it comes.
+        machine.more = [
+            "-chardev",
+            &socket("com2", &guest)?,
+            "-device",
+            "isa-serial,chardev=com2,index=2",
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut qemu = machine.start(folder)?;
+        let telemetry = connect(&telemetry, &mut qemu, folder)?;
+        let guest = connect(&guest, &mut qemu, folder)?;
+        Ok(Running {
+            qemu,
+            guest,
+            telemetry: Some(telemetry),
+            scratch,
+        })
+    }
+}
+
+/// The box's configuration: no peer, and the bench guest.
+///
+/// # Errors
+/// The box's guests cannot have so many vCPUs, or so much memory.
+pub fn box_config(guest: &str, vcpus: u8, memory: u32) -> Result<String> {
+    let text = format!(
+        "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\n\n\
+         [guest]\nname = \"{guest}\"\nvcpus = {vcpus}\nmemory = \"{memory}M\"\ncom3 = true\n",
+        KeyPair::generate()?.private
+    );
+    match Config::parse(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => {
+            bail!("the box does not take a guest of {vcpus} vCPUs and {memory} MiB: {error}")
+        }
+    }
+}
+
+/// Starts a machine that boots a Linux kernel; its serial port is a socket. `more` is unpacked over the ramdisk.
+fn boot_linux(
+    files: &GuestFiles,
+    more: &[u8],
+    cpus: u8,
+    memory: u32,
+    scratch: Scratch,
+) -> Result<Running> {
+    let folder = scratch.path();
+    let [kernel, ramdisk, port] = ["kernel", "ramdisk", "port"].map(|name| folder.join(name));
+    let mut bytes = files.ramdisk.clone().unwrap_or_default();
+    // The kernel takes archives one after another (its Documentation/driver-api/early-userspace/buffer-format).
+    bytes.extend_from_slice(more);
+    std::fs::write(&kernel, &files.kernel)
+        .and_then(|()| std::fs::write(&ramdisk, bytes))
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    let log = std::fs::File::create(folder.join(format!("{NAME}.qemu.log")))
+        .context("cannot write QEMU's log")?;
+    let mut command = process::command(qemu::PROGRAM)?;
+    command
+        .args(["-name", NAME, "-no-user-config", "-nodefaults"])
+        .args(["-display", "none", "-no-reboot", "-M", "q35"])
+        .args(["-accel", Accelerator::Tcg.qemu_option()])
+        .args(["-cpu", Accelerator::Tcg.cpu_model()])
+        .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
+        .arg("-kernel")
+        .arg(&kernel)
+        .arg("-initrd")
+        .arg(&ramdisk)
+        .args(["-append", &files.command_line])
+        .args(["-chardev", &socket("com0", &port)?])
+        .args(["-device", "isa-serial,chardev=com0,index=0"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let mut qemu = Process::start(command, &format!("QEMU ({NAME})"))?;
+    let guest = connect(&port, &mut qemu, folder)?;
+    Ok(Running {
+        qemu,
+        guest,
+        telemetry: None,
+        scratch,
+    })
+}
+
+/// For `-chardev`: QEMU waits until someone has connected.
+fn socket(id: &str, path: &Path) -> Result<String> {
+    let path = path
+        .to_str()
+        .filter(|path| !path.contains(','))
+        .context("the directory for temporary files has a name that QEMU's options do not take")?;
+    Ok(format!("socket,id={id},server=on,wait=on,path={path}"))
+}
+
+/// The guest as files of the host that runs it under KVM.
+fn guest_archive(guest: &GuestFiles) -> Result<Vec<u8>> {
+    let mut archive = Vec::new();
+    let ramdisk = guest.ramdisk.as_deref().unwrap_or_default();
+    let files: [(&str, ModeFileType, &[u8]); 4] = [
+        ("guest", ModeFileType::Directory, &[]),
+        ("guest/kernel", ModeFileType::Regular, &guest.kernel),
+        ("guest/ramdisk", ModeFileType::Regular, ramdisk),
+        (
+            "guest/cmdline",
+            ModeFileType::Regular,
+            guest.command_line.as_bytes(),
+        ),
+    ];
+    for (inode, (path, kind, bytes)) in (1..).zip(files) {
+        let header = Builder::new(path)
+            .ino(inode)
+            .nlink(1)
+            .mode(0o755)
+            .set_mode_file_type(kind);
+        let mut writer = header.write(archive, u32::try_from(bytes.len())?);
+        std::io::Write::write_all(&mut writer, bytes)?;
+        archive = writer.finish()?;
+    }
+    Ok(trailer(archive)?)
+}
+
+fn connect(path: &Path, qemu: &mut Process, folder: &Path) -> Result<UnixStream> {
+    let deadline = Instant::now() + OPENS;
+    loop {
+        if let Ok(stream) = UnixStream::connect(path) {
+            return Ok(stream);
+        }
+        if let Some(status) = qemu.try_wait()? {
+            bail!("QEMU ended with {status}: {}", qemu::log_of(folder, NAME));
+        }
+        process::check_interrupted()?;
+        ensure!(
+            Instant::now() < deadline,
+            "QEMU does not open {}: {}",
+            path.display(),
+            qemu::log_of(folder, NAME)
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_box_takes_the_configuration() {
+        let text = box_config("bench", 2, 1024).unwrap();
+        let guest = Config::parse(&text).unwrap().guest.unwrap();
+        assert_eq!((guest.vcpus, guest.com3), (2, true));
+        assert!(box_config("bench", 255, 1024).is_err());
+    }
+
+    #[test]
+    fn the_hosts_files_are_an_archive_of_whole_words() {
+        let guest = GuestFiles {
+            name: "bench".into(),
+            command_line: "quiet".into(),
+            kernel: vec![1; 5],
+            ramdisk: Some(vec![2; 7]),
+        };
+        let archive = guest_archive(&guest).unwrap();
+        assert_eq!(archive.len() % 4, 0);
+        let mut names = Vec::new();
+        let mut rest = archive.as_slice();
+        loop {
+            let reader = cpio::newc::Reader::new(rest).unwrap();
+            if reader.entry().is_trailer() {
+                break;
+            }
+            names.push(reader.entry().name().to_owned());
+            rest = reader.finish().unwrap();
+        }
+        assert_eq!(
+            names,
+            ["guest", "guest/kernel", "guest/ramdisk", "guest/cmdline"]
+        );
+    }
+}

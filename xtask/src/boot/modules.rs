@@ -118,7 +118,10 @@ mod tests {
         std::fs::write(name("first"), b"1").unwrap();
         std::fs::write(name("second"), b"22").unwrap();
         let ramdisk = join(&linux(), &[name("first"), name("second")]).unwrap();
-        assert_eq!(ramdisk.as_deref(), Some(b"1\0\0\022".as_slice()));
+        assert_eq!(
+            ramdisk.as_deref(),
+            Some([b'1', 0, 0, 0, b'2', b'2'].as_slice())
+        );
         let words = join(&linux(), &[format!("{} quiet", name("first"))]).unwrap_err();
         assert!(words.to_string().contains("--guest-cmdline"), "{words}");
     }

@@ -233,7 +233,7 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "probe-selfinit",
-        about: "a guest that sends INIT to its only CPU is stopped with a reason",
+        about: "a guest that sends INIT to its last running CPU is stopped with a reason",
         deadline: SHORT,
         run: probe_self_init,
     },
@@ -544,8 +544,9 @@ fn probe_smp(trial: &mut Trial<'_>, vcpus: u32) -> Result<()> {
 }
 
 fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe(trial, "selfinit", &["INIT to its only CPU"])?;
-    machine.problem("INIT to its only CPU")?;
+    const WHY: &str = "INIT to its last running CPU";
+    let mut machine = probe(trial, "selfinit", &[WHY])?;
+    machine.problem(WHY)?;
     machine.forwards()?;
     machine.answers_itself()
 }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use outpost_net::FlowKey;
 use outpost_net::flow::message::Code;
-use outpost_net::flow::{Host, Incoming, Pump};
+use outpost_net::flow::{Host, Incoming, Pump, Turn};
+use outpost_net::time::Instant;
 use outpost_net::tunnel::StreamId;
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -26,8 +27,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the end of a finished stream may take to be decoded.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes read from a socket at once: two turns.
+/// Bytes read from a socket at once: in a long turn, and in a short one, of which it is all.
 const READ: usize = 128 * 1024;
+const READ_SHORT: usize = 64 * 1024;
+
+/// What the kernel may hold of a host's bytes, for the first of a peer's flows: what is there at once makes blocks and turns that
+/// are full. With more flows the kernel decides, and where it does not allow so much.
+const ROOM: usize = 1 << 20;
+const ROOMY: usize = 64;
 
 /// A turn that gave the tunnel so many bytes has them sent before the next flow's.
 const WORTH_SENDING: u64 = 4 * 1024;
@@ -49,7 +56,11 @@ struct Socket {
     from: usize,
     to: usize,
     kept: Vec<u8>,
-    /// The last read filled the buffer: more will be there at once.
+    /// Bytes to read at once.
+    most: usize,
+    /// What the block that is being collected takes.
+    room: usize,
+    /// The last read was of so many: more will be there at once.
     has_more: bool,
     has_ended: bool,
     is_broken: bool,
@@ -62,12 +73,17 @@ impl Socket {
     fn new(hub: &Rc<Hub>, tcp: TcpStream, early: &[u8]) -> Socket {
         // Blocks are written whole as soon as they are there: waiting for more helps nobody.
         let _ = tcp.set_nodelay(true);
+        if hub.slots.borrow().len() <= ROOMY && hub.wire.allows(ROOM) {
+            let _ = SockRef::from(&tcp).set_recv_buffer_size(ROOM);
+        }
         Socket {
             tcp,
             hub: hub.clone(),
             from: 0,
             to: early.len(),
             kept: early.to_vec(),
+            most: READ_SHORT,
+            room: READ,
             has_more: false,
             has_ended: false,
             is_broken: false,
@@ -84,11 +100,15 @@ impl Socket {
         self.to = 0;
         self.kept = Vec::new();
         self.has_more = false;
-        match self.tcp.try_read(&mut self.hub.buffer.0.borrow_mut()) {
+        let most = self.most.min(self.room);
+        match self
+            .tcp
+            .try_read(&mut self.hub.buffer.0.borrow_mut()[..most])
+        {
             Ok(0) => self.has_ended = true,
             Ok(len) => {
                 self.to = len;
-                self.has_more = len == READ;
+                self.has_more = len == most;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.read_blocked = true,
             Err(_) => self.is_broken = true,
@@ -117,6 +137,11 @@ pub fn reset(tcp: &TcpStream) {
 }
 
 impl Host for Socket {
+    fn wants(&mut self, room: usize) {
+        // For a few bytes no call is worth it.
+        self.room = if room < READ_SHORT / 2 { READ } else { room };
+    }
+
     fn readable(&mut self) -> usize {
         self.fill();
         // Blocks may wait for what will be there at once.
@@ -159,6 +184,10 @@ impl Host for Socket {
                 0
             }
         }
+    }
+
+    fn clock(&self) -> Option<Instant> {
+        Some(self.hub.now())
     }
 
     fn finish(&mut self) {
@@ -332,6 +361,8 @@ async fn run(
     mut socket: Socket,
 ) -> End {
     slot.stage.set("open");
+    // A flow that has more to do than a short turn's worth waits until it is its turn, and then has a long one.
+    let mut permit = None;
     let end = loop {
         if let Some(code) = slot.reset.get() {
             break End::of(code);
@@ -340,10 +371,18 @@ async fn run(
         socket.write_blocked = false;
         let (from, to) = (pump.from_host, pump.to_host);
         let sent = pump.statistics().wire_bytes;
+        let turn = match permit {
+            Some(_) => Turn::Long,
+            None => Turn::Short,
+        };
+        socket.most = match turn {
+            Turn::Long => READ,
+            Turn::Short => READ_SHORT,
+        };
         let result = hub
             .session
             .borrow_mut()
-            .turn(stream, &mut pump, &mut socket);
+            .turn_of(turn, stream, &mut pump, &mut socket);
         socket.keep();
         if pump.statistics().wire_bytes - sent >= WORTH_SENDING {
             hub.interleave();
@@ -367,7 +406,10 @@ async fn run(
         if pump.is_finished() {
             break End::Finished;
         }
+        permit = None;
         if again {
+            permit = hub.turns.acquire().await.ok();
+            // Those that have just got something go first.
             tokio::task::yield_now().await;
             continue;
         }

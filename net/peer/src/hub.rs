@@ -12,7 +12,7 @@ use outpost_net::flow::message::Code;
 use outpost_net::flow::{Notice, Session, SessionConfig};
 use outpost_net::time::Instant;
 use outpost_net::tunnel::{Endpoint, StreamId};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::flow;
 use crate::ledger::{End, Ends, Ledger, Numbers};
@@ -67,6 +67,8 @@ pub struct Hub {
     /// There is something to send, or another time to wake up at.
     pub dirty: Notify,
     sending: RefCell<Sending>,
+    /// Of the flows with much to do, of all peers, one at a time has its turn.
+    pub turns: Rc<Semaphore>,
     /// What its flows' sockets are read to.
     pub buffer: flow::Buffer,
     /// What became of flows.
@@ -86,6 +88,7 @@ impl Hub {
         from_client: bool,
         wire: Rc<Wire>,
         ledger: Rc<Ledger>,
+        turns: Rc<Semaphore>,
     ) -> Rc<Hub> {
         Rc::new(Hub {
             name: name.to_owned(),
@@ -97,6 +100,7 @@ impl Hub {
             slots: RefCell::default(),
             dirty: Notify::new(),
             sending: RefCell::default(),
+            turns,
             buffer: flow::Buffer::default(),
             counters: Counters::default(),
             started: std::time::Instant::now(),

@@ -16,6 +16,7 @@ use outpost_net::flow::{SessionConfig, store_owner};
 use outpost_net::tunnel::{Endpoint, TunnelConfig, public_key};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::flow;
@@ -130,6 +131,7 @@ pub struct Program {
     config: ProgramConfig,
     shown: Rc<Shown>,
     ledger: Rc<Ledger>,
+    turns: Rc<Semaphore>,
     peers: Vec<Running>,
     listeners: Vec<(Listener, JoinHandle<()>)>,
 }
@@ -149,6 +151,7 @@ impl Program {
                 wire: RefCell::default(),
             }),
             ledger,
+            turns: Rc::new(Semaphore::new(1)),
             peers: Vec::new(),
             listeners: Vec::new(),
             config: config.clone(),
@@ -209,7 +212,14 @@ impl Program {
         };
         let from_client = self.config.from_client;
         let opening = std::time::Instant::now();
-        let hub = Hub::new(&peer.name, config, from_client, wire, self.ledger.clone());
+        let hub = Hub::new(
+            &peer.name,
+            config,
+            from_client,
+            wire,
+            self.ledger.clone(),
+            self.turns.clone(),
+        );
         place.keep(&hub, opening.elapsed());
         hub.wire.add(hub.clone());
         let carrier = hub.clone();

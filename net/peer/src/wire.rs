@@ -54,6 +54,14 @@ impl Wire {
         }))
     }
 
+    /// Whether the system lets sockets have receive buffers of so many bytes (`net.core.rmem_max`).
+    pub fn allows(&self, bytes: usize) -> bool {
+        // Linux shows twice what was asked for.
+        SockRef::from(&self.socket)
+            .recv_buffer_size()
+            .is_ok_and(|size| size / 2 >= bytes)
+    }
+
     /// Makes a peer known.
     pub fn add(&self, hub: Rc<Hub>) {
         self.hubs.borrow_mut().push(hub);

@@ -67,6 +67,11 @@ impl Encoder {
         sender.credit(self.flow).saturating_sub(self.pending.len())
     }
 
+    /// How many bytes would fill the block that is being collected.
+    pub fn room(&self) -> usize {
+        MAX_BLOCK.saturating_sub(self.pending.len())
+    }
+
     /// Whether input waits to be sent by a flush.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use super::link::Link;
 use super::message::{Code, OPENED};
-use crate::flow::Pump;
+use crate::flow::{Pump, Turn};
 use crate::outbox::Outbox;
 use crate::tcp::{Phase, Tcp, Way};
 use crate::time::Instant;
@@ -304,8 +304,8 @@ impl Flow {
 
     /// Moves bytes both ways. Gives whether there is more to do at once; an error resets the flow on both sides.
     fn pump(&mut self, now: Instant, link: &mut Link) -> Result<bool, Code> {
-        let up = self.pump.up(&mut self.tcp, link);
-        let down = self.pump.down(&mut self.tcp, link)?;
+        let up = self.pump.up(&mut self.tcp, link, Turn::Short);
+        let down = self.pump.down(&mut self.tcp, link, Turn::Short)?;
         if self.stage == Stage::Open && self.pump.is_finished() {
             // The host may take its time over what waits for it; one that is gone is given up by `tcp`.
             self.stage = Stage::Closing;

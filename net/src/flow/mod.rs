@@ -9,5 +9,5 @@ mod pump;
 mod session;
 
 pub use link::{StoreParts, StoreTicket, store_owner};
-pub use pump::{Host, Incoming, Pump};
+pub use pump::{Host, Incoming, Pump, Turn};
 pub use session::{Notice, Session, SessionConfig};

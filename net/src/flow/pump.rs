@@ -7,13 +7,34 @@ use alloc::vec::Vec;
 
 use super::link::Link;
 use super::message::Code;
-use crate::dedup::{Decoder, Encoder, FlowStatistics, Flush};
+use crate::dedup::{Decoder, Encoder, FlowStatistics, Flush, MAX_BLOCK};
+use crate::time::Instant;
 use crate::tunnel::StreamId;
 
-/// Bytes moved each way before another flow has its turn…
+/// Bytes moved each way before another flow has its turn. Those count but a part that are one long repeat: they are hardly any
+/// work.
 const TURN: usize = 64 * 1024;
-/// …of which those count but a part that are one long repeat: they are hardly any work.
 const REPEATED: usize = 4;
+/// An empty buffer of more than so many bytes is given to others.
+const KEPT: usize = 16 * 1024;
+
+/// How much a flow may move before another has its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// As much as keeps nobody waiting, though all flows have one at once.
+    Short,
+    /// A whole block, or four of a repeat: for flows that have them one at a time.
+    Long,
+}
+
+impl Turn {
+    fn bytes(self) -> usize {
+        match self {
+            Turn::Short => TURN,
+            Turn::Long => MAX_BLOCK,
+        }
+    }
+}
 
 /// What reading from a host gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +49,8 @@ pub enum Incoming {
 
 /// A TCP connection to a host: what is read and written here.
 pub trait Host {
+    /// So many bytes would fill a block: what is read beyond that may have to be kept.
+    fn wants(&mut self, _room: usize) {}
     /// How many bytes from the host wait to be read.
     fn readable(&mut self) -> usize;
     /// Hands bytes from the host, oldest first, to `take`, which gives how many it took.
@@ -36,6 +59,10 @@ pub trait Host {
     fn write(&mut self, bytes: &[u8]) -> usize;
     /// Closes the way to the host, after what was written.
     fn finish(&mut self);
+    /// What time it is, if there is a clock to see how long encoding takes.
+    fn clock(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// A flow's coders and stream.
@@ -104,18 +131,21 @@ impl Pump {
         {
             let taken = link.tunnel.write(self.stream, rest);
             if taken == 0 {
-                link.gauge.line_is_full(link.tunnel.drain_time());
+                link.gauge.line_is_full(link.tunnel.backlog());
                 return false;
             }
             self.taken += taken;
         }
-        self.outgoing.clear();
         self.taken = 0;
+        self.outgoing.clear();
+        if self.outgoing.capacity() > KEPT {
+            self.outgoing = Vec::new();
+        }
         true
     }
 
     /// Moves bytes from the host to the tunnel.
-    pub fn up(&mut self, host: &mut impl Host, link: &mut Link) -> bool {
+    pub fn up(&mut self, host: &mut impl Host, link: &mut Link, turn: Turn) -> bool {
         let mut moved = 0;
         loop {
             if !self.flush(link) {
@@ -128,9 +158,11 @@ impl Pump {
                 }
                 return false;
             }
-            if moved >= TURN {
+            // A turn ends with a block, if it can: then nothing of the flow is held until the next.
+            if moved >= turn.bytes() || (moved >= MAX_BLOCK / 2 && !self.encoder.has_pending()) {
                 return true;
             }
+            host.wants(self.encoder.room());
             let waiting = host.readable();
             if waiting >= TURN {
                 link.gauge.host_waits();
@@ -138,6 +170,8 @@ impl Pump {
             link.sender.set_effort(link.gauge.effort());
             let credit = self.encoder.writable(&link.sender);
             self.needs_credit = waiting > 0 && credit == 0;
+            let before = host.clock();
+            let encoded = self.outgoing.len();
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = host.read(|bytes| {
                 let bytes = bytes.get(..TURN).unwrap_or(bytes);
@@ -149,6 +183,10 @@ impl Pump {
                 };
                 encoder.encode(&mut link.sender, bytes, flush, outgoing)
             });
+            if let (Some(before), Some(after)) = (before, host.clock()) {
+                link.gauge
+                    .encoded(self.outgoing.len() - encoded, after.since(before));
+            }
             match incoming {
                 Incoming::Bytes(0) if self.outgoing.is_empty() => return false,
                 Incoming::Bytes(taken) => {
@@ -172,7 +210,12 @@ impl Pump {
     }
 
     /// Moves bytes from the tunnel to the host.
-    pub fn down(&mut self, host: &mut impl Host, link: &mut Link) -> Result<bool, Code> {
+    pub fn down(
+        &mut self,
+        host: &mut impl Host,
+        link: &mut Link,
+        turn: Turn,
+    ) -> Result<bool, Code> {
         let mut moved = 0;
         loop {
             // Also lets a decoder go on that waited for room, or for the control stream.
@@ -197,7 +240,7 @@ impl Pump {
                 }
                 return Ok(false);
             }
-            if moved >= TURN {
+            if moved >= turn.bytes() {
                 return Ok(true);
             }
             let room = self.decoder.room().min(link.scratch.len());

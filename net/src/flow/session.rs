@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use super::link::{Ends, Link, StoreParts, StoreTicket};
 use super::message::{self, Code, OPENED};
 use super::newcomer::{Greeting, Newcomer};
-use super::pump::{Host, Pump};
+use super::pump::{Host, Pump, Turn};
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
 use crate::hash::{Keyed, Random};
 use crate::store::{DeviceError, StoreStatistics};
@@ -162,8 +162,22 @@ impl Session {
         pump: &mut Pump,
         host: &mut impl Host,
     ) -> Result<bool, Code> {
-        let up = pump.up(host, &mut self.link);
-        let down = pump.down(host, &mut self.link)?;
+        self.turn_of(Turn::Short, stream, pump, host)
+    }
+
+    /// As [`Session::turn`], of this length.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn turn_of(
+        &mut self,
+        turn: Turn,
+        stream: StreamId,
+        pump: &mut Pump,
+        host: &mut impl Host,
+    ) -> Result<bool, Code> {
+        let up = pump.up(host, &mut self.link, turn);
+        let down = pump.down(host, &mut self.link, turn)?;
         if pump.awaits_control() {
             self.awaiting_control.insert(stream);
         }

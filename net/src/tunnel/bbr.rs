@@ -211,10 +211,12 @@ impl Bbr {
         let total = self.round_acked + self.round_lost;
         self.filled |= self.round_lost_packets >= STARTUP_LOSS_PACKETS
             && self.round_lost * 100 > total * STARTUP_LOSS_PERCENT;
-        // A round shows whether the rate still grows if data was not what limited it, or if a queue stood all through it.
-        let queued = self
-            .round_rtt
-            .is_some_and(|r| r > self.rtt() + self.rtt() / 4);
+        // A round shows whether the rate still grows if data was not what limited it, or if a queue stood all through it. Of a
+        // few packets it was not their queue, but a peer that was slow to answer.
+        let queued = self.round_acked >= MIN_WINDOW_PACKETS * self.packet
+            && self
+                .round_rtt
+                .is_some_and(|r| r > self.rtt() + self.rtt() / 4);
         if !self.filled && (queued || !self.round_app_limited) {
             if self.bandwidth >= self.full_rate.saturating_add(self.full_rate / 4) {
                 self.full_rate = self.bandwidth;

@@ -12,7 +12,7 @@ use super::pmtud::PathMtu;
 use super::received::Received;
 use super::recovery::{Recovery, Report, SentFrames};
 use super::streams::Streams;
-use super::types::{BASE_MTU, DownReason, Endpoint, TunnelConfig, TunnelStatistics};
+use super::types::{BASE_MTU, Backlog, DownReason, Endpoint, TunnelConfig, TunnelStatistics};
 use super::wire::{self, DATA_HEADER, Reader};
 use crate::time::Instant;
 
@@ -495,15 +495,12 @@ impl Connection {
         Some((to, out))
     }
 
-    /// How long the line needs for all that streams hold, if it has shown its rate.
-    pub(super) fn drain_time(&self) -> Option<Duration> {
-        if !self.bbr.is_filled() {
-            return None;
-        }
-        let micros = (self.streams.held() as u64).saturating_mul(1_000_000);
-        micros
-            .checked_div(self.bbr.bandwidth())
-            .map(Duration::from_micros)
+    /// What all streams hold and the line's rate, if it has shown that.
+    pub(super) fn backlog(&self) -> Option<Backlog> {
+        self.bbr.is_filled().then(|| Backlog {
+            bytes: self.streams.held() as u64,
+            rate: self.bbr.bandwidth(),
+        })
     }
 
     /// The present state of the line.

@@ -39,7 +39,7 @@ use noise::Random32;
 pub use noise::public_key;
 pub use reception::{Reception, ReceptionStatistics, Sorted};
 pub use types::{
-    BASE_MTU, DEFAULT_MTU, DownReason, Endpoint, Event, KeyName, Read, State, StreamId,
+    BASE_MTU, Backlog, DEFAULT_MTU, DownReason, Endpoint, Event, KeyName, Read, State, StreamId,
     TunnelConfig, TunnelStatistics, Violation, WrongKey,
 };
 use wire::{Packet, RejectReason};
@@ -467,10 +467,10 @@ impl Tunnel {
             .transmit(now, &mut self.plain, buffer, &mut self.statistics)
     }
 
-    /// How long the line needs for what is written and not acknowledged, by the model of its rate; `None` before the line
-    /// has been filled once, for until then the model only grows.
-    pub fn drain_time(&self) -> Option<Duration> {
-        self.connection.as_deref()?.drain_time()
+    /// What waits for the line, and the model of its rate; `None` before the line has been filled once, for until then the
+    /// model only grows.
+    pub fn backlog(&self) -> Option<Backlog> {
+        self.connection.as_deref()?.backlog()
     }
 
     /// When to call [`poll_transmit`](Self::poll_transmit) again, if nothing else happens before; not before `now`.

@@ -287,6 +287,23 @@ pub struct Read {
     pub finished: bool,
 }
 
+/// What waits for the line, and how fast that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Bytes written to all streams and not acknowledged.
+    pub bytes: u64,
+    /// The model of the line's rate, in bytes a second.
+    pub rate: u64,
+}
+
+impl Backlog {
+    /// How long the line needs for it; `None` if it carries nothing.
+    pub fn drains_in(&self) -> Option<Duration> {
+        let micros = self.bytes.saturating_mul(1_000_000);
+        micros.checked_div(self.rate).map(Duration::from_micros)
+    }
+}
+
 /// Counters since the tunnel was made, and the present state of the line. Bytes are UDP payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunnelStatistics {

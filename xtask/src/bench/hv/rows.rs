@@ -193,7 +193,7 @@ impl Table<'_> {
             })
         };
         let row = Row::new(
-            "exits of an idle guest, for each vCPU",
+            "exits of an idle guest, mean of its vCPUs",
             "1/s",
             rate(Way::Outpost)?,
         );

@@ -57,3 +57,58 @@ pub fn build(mode: &str) -> Result<GuestFiles> {
         ramdisk: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::Process;
+    use crate::qemu::PROGRAM;
+
+    /// Runs the probe on QEMU itself, and gives its status and what it wrote.
+    fn on_qemu(kernel: &std::path::Path, cpus: &str, mode: &str) -> (Option<i32>, String) {
+        let output = kernel.with_extension("out");
+        let mut command = process::command(PROGRAM).unwrap();
+        command
+            .args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "64"])
+            .args(["-smp", cpus, "-append", mode, "-kernel"])
+            .arg(kernel)
+            .arg("-serial")
+            .arg(format!("file:{}", output.display()))
+            .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+            .stdin(Stdio::null());
+        let mut process = Process::start(command, "QEMU (probe)").unwrap();
+        let status = process.wait_for(Duration::from_secs(120)).unwrap();
+        let text = std::fs::read_to_string(&output).unwrap_or_default();
+        (status.and_then(|status| status.code()), text)
+    }
+
+    #[test]
+    fn it_passes_on_qemu_itself() {
+        if [PROGRAM, "as", "ld"]
+            .iter()
+            .any(|program| process::find_program(program).is_none())
+        {
+            eprintln!("skipped: QEMU or binutils are not installed");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("probe.elf");
+        std::fs::write(&kernel, build("").unwrap().kernel).unwrap();
+        for (cpus, mode, line) in [
+            ("1", "smp 1", "smp: 1 cpus, ipis ok (xAPIC)"),
+            ("4", "smp 4", "smp: 4 cpus, ipis ok (xAPIC)"),
+            ("2", "lock 1", "lock: passed"),
+            ("2", "burn 1", "burn: passed"),
+            ("1", "romwrite", "romwrite: passed"),
+        ] {
+            let (status, text) = on_qemu(&kernel, cpus, mode);
+            assert_eq!(status, Some(1), "{mode}: {text}");
+            assert!(text.contains(line), "{mode}: {text}");
+        }
+        assert_eq!(on_qemu(&kernel, "1", "exit 42").0, Some(85));
+    }
+}

@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, pages, pair, program, store};
+use super::{Test, Trial, frames, once, pages, pair, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -16,6 +16,9 @@ const SHORT: Duration = Duration::from_secs(180);
 /// A boot and a Linux guest's.
 const LONG: Duration = Duration::from_secs(420);
 
+/// Several builds of the box and as many boots.
+const BUILDS: Duration = Duration::from_secs(1800);
+
 /// All tests: the long ones first, so that the end is not one of them alone.
 pub const ALL: &[Test] = &[
     Test {
@@ -23,6 +26,12 @@ pub const ALL: &[Test] = &[
         about: "the directory guest starts, answers on the LAN, and its console is a key away",
         deadline: LONG,
         run: directory,
+    },
+    Test {
+        name: "once",
+        about: "boot --once: the guest's serial port on stdout, its status as the exit status",
+        deadline: BUILDS,
+        run: once::once_command,
     },
     Test {
         name: "tunnel",
@@ -167,6 +176,78 @@ pub const ALL: &[Test] = &[
         about: "garbage in virtio queues stops at the device",
         deadline: SHORT,
         run: |trial| probe_passes(trial, "garbage-virtio"),
+    },
+    Test {
+        name: "probe-smp-1",
+        about: "a guest of one vCPU that looks for more finds none",
+        deadline: SHORT,
+        run: |trial| probe_smp(trial, 1),
+    },
+    Test {
+        name: "probe-smp-2",
+        about: "2 vCPUs on 2 CPUs: INIT and SIPI back to back, IPIs, NMIs, xAPIC and x2APIC",
+        deadline: SHORT,
+        run: |trial| probe_smp(trial, 2),
+    },
+    Test {
+        name: "probe-smp-4",
+        about: "4 vCPUs on 2 CPUs: the same",
+        deadline: SHORT,
+        run: |trial| probe_smp(trial, 4),
+    },
+    Test {
+        name: "probe-lock",
+        about: "2 vCPUs that fight for a lock both get it",
+        deadline: SHORT,
+        run: |trial| probe_passes_with(trial, "lock 2", "vcpus = 2\n"),
+    },
+    Test {
+        name: "probe-burn",
+        about: "2 vCPUs that compute both run",
+        deadline: SHORT,
+        run: |trial| probe_passes_with(trial, "burn 2", "vcpus = 2\n"),
+    },
+    Test {
+        name: "probe-apicmove",
+        about: "a guest cannot move its local APIC",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "apicmove"),
+    },
+    Test {
+        name: "probe-romwrite",
+        about: "a guest that writes to ROM changes nothing",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "romwrite"),
+    },
+    Test {
+        name: "probe-flood",
+        about: "a flood of notifications takes nothing from the network",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "flood 10"),
+    },
+    Test {
+        name: "probe-nowhere",
+        about: "a queue where there is no memory stops its device only",
+        deadline: SHORT,
+        run: |trial| probe_passes(trial, "nowhere"),
+    },
+    Test {
+        name: "probe-selfinit",
+        about: "a guest that sends INIT to its last running CPU is stopped with a reason",
+        deadline: SHORT,
+        run: probe_self_init,
+    },
+    Test {
+        name: "probe-spin-2",
+        about: "two vCPUs that spin with interrupts off take nothing from the network",
+        deadline: SHORT,
+        run: probe_spin_all,
+    },
+    Test {
+        name: "config-vcpus",
+        about: "a number of vCPUs that there cannot be is named with its line",
+        deadline: SHORT,
+        run: config_vcpus,
     },
     Test {
         name: "probe-exit",
@@ -417,7 +498,13 @@ fn noise(trial: &mut Trial<'_>) -> Result<()> {
 
 /// Starts a box with the probe in this mode.
 fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
-    let mut setup = Setup::new(config_with_guest("probe", "debug_exit = true\n"));
+    probe_with(trial, mode, "", problems)
+}
+
+/// Starts a box with the probe in this mode, and more keys for the guest.
+fn probe_with(trial: &mut Trial<'_>, mode: &str, keys: &str, problems: &[&str]) -> Result<TestBox> {
+    let keys = format!("debug_exit = true\n{keys}");
+    let mut setup = Setup::new(config_with_guest("probe", &keys));
     setup.slot = Some(trial.stage.probe(mode).slot()?);
     setup.problems = problems.iter().map(|&part| part.to_owned()).collect();
     let mut machine = setup.start(trial)?;
@@ -432,11 +519,56 @@ fn status(value: u32) -> String {
 
 /// The probe ends with "passed" and value 0, and the network goes on.
 fn probe_passes(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
-    let mut machine = probe(trial, mode, &[])?;
-    machine.console(&format!("probe: {mode}: passed"))?;
+    probe_passes_with(trial, mode, "")
+}
+
+fn probe_passes_with(trial: &mut Trial<'_>, mode: &str, keys: &str) -> Result<()> {
+    let mut machine = probe_with(trial, mode, keys, &[])?;
+    // While it is busy, if it is.
+    machine.forwards()?;
+    let name = mode.split(' ').next().unwrap_or_default();
+    machine.console(&format!("probe: {name}: passed"))?;
     machine.guest(&status(0))?;
     machine.forwards()?;
     machine.answers_itself()
+}
+
+fn probe_smp(trial: &mut Trial<'_>, vcpus: u32) -> Result<()> {
+    let keys = format!("vcpus = {vcpus}\n");
+    let mut machine = probe_with(trial, &format!("smp {vcpus}"), &keys, &[])?;
+    for mode in ["xAPIC", "x2APIC"] {
+        machine.console(&format!("smp: {vcpus} cpus, ipis ok ({mode})"))?;
+    }
+    machine.guest(&status(0))?;
+    machine.forwards()
+}
+
+fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
+    const WHY: &str = "INIT to its last running CPU";
+    let mut machine = probe(trial, "selfinit", &[WHY])?;
+    machine.problem(WHY)?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe_with(trial, "spin", "vcpus = 2\n", &[])?;
+    machine.console("2 CPUs spinning with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(3)?;
+    // The box's console answers.
+    machine.type_keys(b"help\r")?;
+    machine.console("restart")?;
+    machine.forwards()
+}
+
+fn config_vcpus(trial: &mut Trial<'_>) -> Result<()> {
+    wrong_config(
+        trial,
+        config_with_guest("probe", "vcpus = 17\n"),
+        &["line 10", "17", "1 to 16"],
+    )
 }
 
 fn probe_exit(trial: &mut Trial<'_>) -> Result<()> {

@@ -4,6 +4,7 @@
 mod boxes;
 mod frames;
 mod list;
+mod once;
 mod pages;
 mod pair;
 mod program;

@@ -1,0 +1,126 @@
+//! `cargo xtask boot --once` as a user runs it: what is on stdout, what on stderr, and the exit status.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Trial;
+use crate::process::{self, Process};
+
+/// What a run left.
+struct Run {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs the command with these words and waits for its end.
+fn once(trial: &Trial<'_>, words: &[&str]) -> Result<Run> {
+    let (out, err) = (trial.folder.join("out.log"), trial.folder.join("err.log"));
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut command = process::command(program)?;
+    command
+        .args(["boot", "--once"])
+        .args(words)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::fs::File::create(&out)?)
+        .stderr(std::fs::File::create(&err)?);
+    let mut process = Process::start(command, "cargo xtask boot --once")?;
+    let left = trial
+        .deadline
+        .saturating_duration_since(std::time::Instant::now());
+    let status = process
+        .wait_for(left)?
+        .context("boot --once did not come to an end")?;
+    let text = |path: &Path| -> Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+    };
+    Ok(Run {
+        status: status.code(),
+        stdout: text(&out)?,
+        stderr: text(&err)?,
+    })
+}
+
+impl Run {
+    fn must_be(&self, what: &str, status: i32, stdout: &str, in_stderr: &str) -> Result<()> {
+        ensure!(
+            self.status == Some(status) && self.stdout == stdout && self.stderr.contains(in_stderr),
+            "{what}: status {:?} instead of {status}, stdout {:?} instead of {stdout:?}, stderr without {in_stderr:?}: {}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
+        Ok(())
+    }
+}
+
+/// The test. All in one, since each of them builds a binary that pins its guest.
+pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
+    const INIT: &str = "outpost-guest: init\n";
+    let file = |name: &str| trial.folder.join(name).display().to_string();
+    let kernel = file("probe.elf");
+    std::fs::write(&kernel, &trial.stage.probe.kernel)?;
+    let probe = |words: &[&str]| {
+        let mut all = vec!["--guest-kernel", kernel.as_str()];
+        all.extend(words);
+        once(trial, &all)
+    };
+
+    probe(&["--guest-cmdline", "exit 42"])?.must_be("exit 42", 85, INIT, "")?;
+    // The status is the low byte, as from QEMU.
+    probe(&["--guest-cmdline", "exit 128"])?.must_be("exit 128", 1, INIT, "")?;
+    probe(&["--guest-cmdline", "triple-fault"])?.must_be(
+        "triple-fault",
+        1,
+        INIT,
+        "triple fault",
+    )?;
+    let run = probe(&["--guest-cmdline", "spin", "--timeout", "20"])?;
+    ensure!(
+        run.status == Some(124) && run.stderr.contains("20 s"),
+        "a guest without an end: status {:?}, {}",
+        run.status,
+        run.stderr
+    );
+
+    let modules = [("first", "alpha"), ("second", "beta beta")];
+    let mut words = vec!["--guest-cmdline".to_owned(), "modules".to_owned()];
+    let mut expected = INIT.to_owned();
+    for (index, (name, bytes)) in modules.into_iter().enumerate() {
+        std::fs::write(file(name), bytes)?;
+        let text = match index {
+            0 => file(name),
+            _ => format!("{} with words", file(name)),
+        };
+        let sum: u32 = bytes.bytes().map(u32::from).sum();
+        writeln!(
+            expected,
+            "probe: module {text}: length {}, sum {sum}",
+            bytes.len()
+        )?;
+        words.extend(["--module".to_owned(), text]);
+    }
+    expected.push_str("probe: modules: passed\n");
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    probe(&words)?.must_be("modules", 1, &expected, "")?;
+
+    let other = file("text");
+    std::fs::write(&other, "not a kernel")?;
+    once(trial, &["--guest-kernel", &other])?.must_be(
+        "a file of another kind",
+        1,
+        "",
+        "neither a bzImage nor",
+    )?;
+    let cut = file("cut.elf");
+    let half = trial.stage.probe.kernel.len() / 2;
+    std::fs::write(
+        &cut,
+        trial.stage.probe.kernel.get(..half).unwrap_or_default(),
+    )?;
+    once(trial, &["--guest-kernel", &cut])?.must_be("half a kernel", 1, "", "cut short")?;
+    let none = file("none");
+    once(trial, &["--guest-kernel", &none])?.must_be("no kernel", 1, "", &none)
+}

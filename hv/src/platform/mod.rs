@@ -93,6 +93,11 @@ impl VcpuSet {
         Self(1_u32.checked_shl(vcpu as u32).unwrap_or(0))
     }
 
+    /// Those of `vcpus` but the first.
+    fn all_but_first(vcpus: usize) -> Self {
+        (1..vcpus.min(MAX_VCPUS)).fold(Self::default(), |set, vcpu| set.with(Self::only(vcpu)))
+    }
+
     /// Both together.
     pub fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -182,8 +187,9 @@ impl<'h> Platform<'h> {
             entropy: MmioDevice::new(Entropy::default()),
             input_to: InputTo::Serial,
             power: None,
-            out_of_reach: VcpuSet::default(),
-            starting: VcpuSet::default(),
+            // All but the first wait for their startup, whether they have run yet or not.
+            out_of_reach: VcpuSet::all_but_first(config.vcpus),
+            starting: VcpuSet::all_but_first(config.vcpus),
             foreseen_ns: u64::MAX,
             kicked: VcpuSet::default(),
             counters: PlatformCounters::default(),

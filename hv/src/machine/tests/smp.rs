@@ -332,3 +332,17 @@ fn a_vcpu_is_unloaded_only_from_the_cpu_that_has_it() {
     two.machine.release(0, 3);
     assert!(loaded_on());
 }
+
+#[test]
+fn a_vcpu_that_was_never_started_wakes_nobody() {
+    let host = Box0::default();
+    // The first sends INIT to itself; the second has not even been looked at.
+    let two = Two::new(&host, &[], [&[], &[]]);
+    two.send(0, 0x4500);
+    assert_eq!(two.machine.run(0, 0), Left::Stopped);
+    two.machine.release(0, 0);
+    assert_eq!(
+        two.machine.stop().map(|stop| stop.reason),
+        Some(StopReason::SelfInit)
+    );
+}

@@ -34,10 +34,6 @@ pub struct Sharing {
     pub cpus: CpuSet,
 }
 
-/// How long a CPU looks for calls of a vCPU that has nothing to do: at first, and at most.
-const SHORTEST_POLL_NS: u64 = 20_000;
-const LONGEST_POLL_NS: u64 = 200_000;
-
 /// A task that is not running.
 #[derive(Debug, Default)]
 struct Sleeper {
@@ -47,12 +43,6 @@ struct Sleeper {
     due_ns: AtomicU64,
     /// The CPU whose timer does that.
     home: AtomicUsize,
-    /// The CPU that looks for calls all the time, plus one: it needs no interrupt. Zero for none.
-    polled_by: AtomicUsize,
-    /// For how long a CPU does that when the task has nothing to do.
-    poll_ns: AtomicU64,
-    /// When it went to sleep; zero if it did not since it ran last.
-    rested_ns: AtomicU64,
 }
 
 /// What a CPU's own code and others tell each other.
@@ -62,8 +52,6 @@ struct Seat {
     ask: AtomicBool,
     /// When it is to be asked at the latest.
     until_ns: AtomicU64,
-    /// Others wait for this CPU.
-    contended: AtomicBool,
     /// The task that runs, plus one.
     task: AtomicUsize,
 }
@@ -138,7 +126,6 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             .map(|_| Seat {
                 ask: AtomicBool::new(false),
                 until_ns: AtomicU64::new(u64::MAX),
-                contended: AtomicBool::new(false),
                 task: AtomicUsize::new(0),
             })
             .collect();
@@ -186,13 +173,7 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
         let turn = match (task, vcpu, network.as_mut()) {
             (_, Some(vcpu), _) => {
                 loaded = Some(vcpu);
-                shared.woke(task);
-                let mut turn = guest::run(vcpu, index);
-                while let Turn::Idle(until) = turn
-                    && shared.poll(index, task, until)
-                {
-                    turn = guest::run(vcpu, index);
-                }
+                let turn = guest::run(vcpu, index);
                 if turn != Turn::Busy {
                     guest::release(vcpu, index);
                     loaded = None;
@@ -247,8 +228,6 @@ impl Shared {
         }
         let decision = scheduler.schedule(now, index);
         drop(scheduler);
-        seat.contended
-            .store(decision.until.is_some(), Ordering::Relaxed);
         until = until.min(decision.until.unwrap_or(u64::MAX));
         seat.until_ns.store(until, Ordering::Relaxed);
         let running = decision.run.map_or(0, |task| task.0 + 1);
@@ -282,9 +261,6 @@ impl Shared {
             return;
         };
         sleeper.called.store(true, Ordering::SeqCst);
-        if sleeper.polled_by.load(Ordering::SeqCst) != 0 {
-            return;
-        }
         let now = clock::now_ns();
         let mut scheduler = self.scheduler.lock();
         sleeper.due_ns.store(u64::MAX, Ordering::Relaxed);
@@ -315,56 +291,9 @@ impl Shared {
             sleeper.home.store(index, Ordering::Relaxed);
             let due = until.unwrap_or(u64::MAX);
             sleeper.due_ns.store(due, Ordering::Relaxed);
-            sleeper.rested_ns.store(now, Ordering::Relaxed);
         }
         drop(scheduler);
         self.ask(kick.without(CpuSet::only(index)));
-    }
-
-    /// A vCPU runs again. If it was called soon after it went to sleep, it is worth looking for calls a little longer the next time.
-    fn woke(&self, task: TaskId) {
-        let Some(sleeper) = self.sleepers.get(task.0) else {
-            return;
-        };
-        let rested = sleeper.rested_ns.swap(0, Ordering::Relaxed);
-        if rested == 0 {
-            return;
-        }
-        let poll = sleeper.poll_ns.load(Ordering::Relaxed);
-        let new = if clock::now_ns().saturating_sub(rested) < LONGEST_POLL_NS {
-            (2 * poll).clamp(SHORTEST_POLL_NS, LONGEST_POLL_NS)
-        } else {
-            0
-        };
-        sleeper.poll_ns.store(new, Ordering::Relaxed);
-    }
-
-    /// Looks for calls of a vCPU that has nothing to do, before it is put to sleep: putting it to sleep and waking it costs more than a
-    /// short wait, and the caller an interrupt. Not while others want the CPU. True if the vCPU is to run again.
-    fn poll(&self, index: usize, task: TaskId, until: Option<u64>) -> bool {
-        let (Some(sleeper), Some(seat)) = (self.sleepers.get(task.0), self.seat(index)) else {
-            return false;
-        };
-        let poll_ns = sleeper.poll_ns.load(Ordering::Relaxed);
-        if poll_ns == 0 || seat.contended.load(Ordering::Relaxed) {
-            return false;
-        }
-        let until = until.unwrap_or(u64::MAX);
-        let end = (clock::now_ns() + poll_ns).min(seat.until());
-        sleeper.polled_by.store(index + 1, Ordering::SeqCst);
-        let mut now = clock::now_ns();
-        while now < end
-            && now < until
-            && !sleeper.called.load(Ordering::SeqCst)
-            && !seat.ask.load(Ordering::Acquire)
-        {
-            self.noted(index, cpu::take_interrupts());
-            core::hint::spin_loop();
-            now = clock::now_ns();
-        }
-        sleeper.polled_by.store(0, Ordering::SeqCst);
-        // Whoever called before that has sent no interrupt.
-        sleeper.called.load(Ordering::SeqCst) || now >= until
     }
 
     /// Interrupts have come on this CPU.

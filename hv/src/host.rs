@@ -11,7 +11,10 @@ pub trait Host: Sync {
     /// Seconds since 1970-01-01 UTC at the moment when [`Host::now_ns`] was zero.
     fn boot_unix_seconds(&self) -> u64;
 
-    /// Takes what the guest wrote to its console.
+    /// Takes what the guest wrote to its serial port.
+    fn serial_write(&self, bytes: &[u8]);
+
+    /// Takes what the guest wrote to its paravirtual console.
     fn console_write(&self, bytes: &[u8]);
 
     /// Gives the next byte typed at the guest's console, if there is one.

@@ -296,13 +296,6 @@ impl<'h> Machine<'h> {
     pub fn is_locked(&self) -> bool {
         self.shared.platform.is_locked()
     }
-
-    /// Stops the guest for a reason of the box's, with the evidence of its first vCPU; none of its vCPUs is running.
-    pub fn abandon(&self, reason: StopReason) {
-        if let Some(processor) = self.processors.first() {
-            processor.lock().end(reason);
-        }
-    }
 }
 
 fn platform_config(config: &MachineConfig, vcpus: usize, apic_mode: ApicMode) -> PlatformConfig {

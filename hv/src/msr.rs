@@ -496,6 +496,21 @@ mod tests {
             msrs.write(msr::KVM_END_OF_INTERRUPT, 0x7006, &paged()),
             Err(GeneralProtection)
         );
+        for (value, answer) in [
+            (0x8041, Ok(Effect::StealTime)),
+            (0x8021, Err(GeneralProtection)),
+        ] {
+            assert_eq!(msrs.write(msr::KVM_STEAL_TIME, value, &paged()), answer);
+        }
+        assert_eq!(
+            msrs.steal_time(),
+            Some(0x8040),
+            "the refused one is not kept"
+        );
+        for (value, answer) in [(0, Ok(Effect::None)), (2, Err(GeneralProtection))] {
+            assert_eq!(msrs.write(msr::KVM_POLL_CONTROL, value, &paged()), answer);
+        }
+        assert_eq!(msrs.read(msr::KVM_POLL_CONTROL, &paged(), 0), Ok(0));
         assert_eq!(msrs.read(msr::TSC, &paged(), 77), Ok(77));
         assert_eq!(msrs.write(msr::TSC_AUX, 3, &paged()), Ok(Effect::TscAux(3)));
         assert_eq!(

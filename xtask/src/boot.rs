@@ -162,7 +162,8 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
         );
     }
     eprintln!();
-    let stream = connect(&console, &mut qemu, scratch.path())?;
+    let deadline = Instant::now() + OPENS;
+    let stream = qemu::connect(&console, &mut qemu, scratch.path(), "box", deadline)?;
     converse(stream, &mut qemu)?;
     let status = qemu.try_wait()?;
     drop(qemu);
@@ -257,6 +258,9 @@ fn guest_address(config: Option<&str>) -> Option<Ipv4Addr> {
     }
 }
 
+/// QEMU opens its ports at once; a busy machine may take a while.
+const OPENS: Duration = Duration::from_secs(30);
+
 /// A TCP port on 127.0.0.1 that is free now: 3890 if it can be had.
 fn free_port() -> Result<u16> {
     let listener =
@@ -265,30 +269,6 @@ fn free_port() -> Result<u16> {
         .and_then(|listener| listener.local_addr())
         .context("no free TCP port on 127.0.0.1")?
         .port())
-}
-
-/// Connects to the console's socket, which is there when QEMU has come so far.
-fn connect(path: &Path, qemu: &mut Process, directory: &Path) -> Result<UnixStream> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Ok(stream) = UnixStream::connect(path) {
-            return Ok(stream);
-        }
-        if let Some(status) = qemu.try_wait()? {
-            bail!(
-                "QEMU ended with {status}: {}",
-                qemu::log_of(directory, "box")
-            );
-        }
-        process::check_interrupted()?;
-        if Instant::now() > deadline {
-            bail!(
-                "QEMU does not open the console: {}",
-                qemu::log_of(directory, "box")
-            );
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Joins terminal and console until the user quits or QEMU ends.

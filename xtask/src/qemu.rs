@@ -3,8 +3,10 @@
 //! It knows QEMU's options and nothing of what runs inside.
 
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -367,6 +369,36 @@ pub fn log_of(directory: &Path, name: &str) -> String {
         .unwrap_or_default()
         .trim()
         .to_owned()
+}
+
+/// Connects to a socket that QEMU, run as machine `name` in `directory`, opens when it has come so far.
+///
+/// # Errors
+/// QEMU has ended, the deadline is over, or the user has interrupted.
+pub fn connect(
+    path: &Path,
+    qemu: &mut Process,
+    directory: &Path,
+    name: &str,
+    deadline: Instant,
+) -> Result<UnixStream> {
+    loop {
+        if let Ok(stream) = UnixStream::connect(path) {
+            return Ok(stream);
+        }
+        if let Some(status) = qemu.try_wait()? {
+            bail!("QEMU ended with {status}: {}", log_of(directory, name));
+        }
+        process::check_interrupted()?;
+        if Instant::now() > deadline {
+            bail!(
+                "QEMU does not open {}: {}",
+                path.display(),
+                log_of(directory, name)
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// QEMU's option syntax doubles a comma to mean one.

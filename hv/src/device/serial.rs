@@ -191,7 +191,7 @@ impl Serial {
         if let Some(bytes) = self.output.get(..self.output_length)
             && !bytes.is_empty()
         {
-            host.console_write(bytes);
+            host.serial_write(bytes);
         }
         self.output_length = 0;
     }
@@ -290,17 +290,17 @@ mod tests {
         for byte in b"one\ntw" {
             serial.write(0, *byte, &host);
         }
-        assert_eq!(host.take_console(), b"one\n");
+        assert_eq!(host.take_serial(), b"one\n");
         let at = serial.flush_at_ns().unwrap();
         serial.service(&host, at - 1);
-        assert_eq!(host.take_console(), b"");
+        assert_eq!(host.take_serial(), b"");
         serial.service(&host, at);
-        assert_eq!(host.take_console(), b"tw");
+        assert_eq!(host.take_serial(), b"tw");
         assert_eq!(serial.flush_at_ns(), None);
         for _ in 0..300 {
             serial.write(0, b'x', &host);
         }
-        assert_eq!(host.take_console().len(), 256);
+        assert_eq!(host.take_serial().len(), 256);
         assert_eq!(serial.bytes_written(), 306);
     }
 
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(serial.read(6) & 0xF0, 0x90);
         serial.write(0, 0x42, &host);
         assert_eq!(serial.read(0), 0x42);
-        assert_eq!(host.take_console(), b"");
+        assert_eq!(host.take_serial(), b"");
         serial.write(7, 0xA5, &host);
         assert_eq!(serial.read(7), 0xA5);
         serial.write(1, 0xFF, &host);

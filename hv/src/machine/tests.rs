@@ -140,6 +140,9 @@ impl Host for Box0 {
     fn boot_unix_seconds(&self) -> u64 {
         self.inner.boot_unix_seconds()
     }
+    fn serial_write(&self, bytes: &[u8]) {
+        self.inner.serial_write(bytes);
+    }
     fn console_write(&self, bytes: &[u8]) {
         self.inner.console_write(bytes);
     }
@@ -327,7 +330,7 @@ fn ports_reach_their_devices() {
         0x1122_3344_5566_7760,
         "the line status, and the rest as before"
     );
-    assert_eq!(host.inner.take_console(), [0x60]);
+    assert_eq!(host.inner.take_serial(), [0x60]);
     assert_eq!(scene.rip(), CODE + 3);
     // A 32-bit IN clears the upper half.
     let inl = Exit::Port(PortAccess {
@@ -513,7 +516,7 @@ fn string_ports_are_emulated() {
         registers.set(Gpr::Rcx, 6);
     });
     scene.run();
-    assert_eq!(host.inner.take_console(), b"hello\n");
+    assert_eq!(host.inner.take_serial(), b"hello\n");
     assert_eq!((scene.register(Gpr::Rcx), scene.rip()), (0, CODE + 2));
 }
 

@@ -11,6 +11,7 @@ use crate::host::Host;
 #[derive(Debug, Default)]
 pub(crate) struct TestHost {
     now_ns: AtomicU64,
+    serial: Mutex<Vec<u8>>,
     console: Mutex<Vec<u8>>,
     typed: Mutex<VecDeque<u8>>,
     sent: Mutex<Vec<Vec<u8>>>,
@@ -23,6 +24,10 @@ pub(crate) struct TestHost {
 impl TestHost {
     pub fn set_now(&self, now_ns: u64) {
         self.now_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    pub fn take_serial(&self) -> Vec<u8> {
+        core::mem::take(&mut self.serial.lock().unwrap())
     }
 
     pub fn take_console(&self) -> Vec<u8> {
@@ -57,6 +62,10 @@ impl Host for TestHost {
 
     fn boot_unix_seconds(&self) -> u64 {
         1_700_000_000
+    }
+
+    fn serial_write(&self, bytes: &[u8]) {
+        self.serial.lock().unwrap().extend_from_slice(bytes);
     }
 
     fn console_write(&self, bytes: &[u8]) {

@@ -88,7 +88,7 @@ fn serial_output_and_input_go_through_the_io_apic() {
     for byte in b"ok\n" {
         machine.write(port::COM1, 1, u32::from(*byte));
     }
-    assert_eq!(host.take_console(), b"ok\n");
+    assert_eq!(host.take_serial(), b"ok\n");
     assert_eq!(machine.take(), None);
     host.type_in(b"y");
     machine.platform.service(&machine.mem, 0);
@@ -97,7 +97,7 @@ fn serial_output_and_input_go_through_the_io_apic() {
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'y'));
     machine.write(port::COM1, 1, u32::from(b'n'));
     machine.platform.flush_output();
-    assert_eq!(host.take_console(), b"n");
+    assert_eq!(host.take_serial(), b"n");
 }
 
 #[test]
@@ -225,6 +225,11 @@ fn the_paravirtual_console_takes_the_input_it_earns() {
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'a'), "serial first");
     machine.store(window + 0x50, 1).unwrap();
     assert_eq!(machine.host.take_console(), b"hi");
+    assert_eq!(
+        machine.host.take_serial(),
+        b"",
+        "the serial port is another"
+    );
     assert_eq!(machine.take(), Some(0x41));
     assert_eq!(machine.load(window + 0x60), Some(1));
     machine.store(window + 0x64, 1).unwrap();

@@ -250,8 +250,11 @@ impl Shared {
 
     /// The task looks at everything that it was called for so far.
     fn hears(&self, task: TaskId) {
-        if let Some(sleeper) = self.sleepers.get(task.0) {
-            sleeper.called.swap(false, Ordering::AcqRel);
+        if let Some(sleeper) = self.sleepers.get(task.0)
+            && sleeper.called.load(Ordering::Relaxed)
+        {
+            // What the caller has for it was there before the call: whatever is read after this sees it.
+            sleeper.called.swap(false, Ordering::SeqCst);
         }
     }
 
@@ -299,7 +302,15 @@ impl Shared {
     /// Interrupts have come on this CPU.
     fn noted(&self, index: usize, wakes: u32) {
         if index == NETWORK_CPU && wakes & cpu::WAKE_DEVICE != 0 {
-            self.call(NETWORK);
+            self.call_once(NETWORK);
+        }
+    }
+
+    /// The same as [`Shared::call`] for a task that runs to completion: one call is enough until it looks.
+    fn call_once(&self, task: TaskId) {
+        let sleeper = self.sleepers.get(task.0);
+        if !sleeper.is_some_and(|sleeper| sleeper.called.load(Ordering::SeqCst)) {
+            self.call(task);
         }
     }
 }
@@ -307,14 +318,7 @@ impl Shared {
 /// There is something for the network's service.
 pub fn call_network() {
     if let Some(shared) = SHARED.get() {
-        // One call is enough until it looks.
-        let called = shared
-            .sleepers
-            .get(NETWORK.0)
-            .is_some_and(|sleeper| sleeper.called.load(Ordering::SeqCst));
-        if !called {
-            shared.call(NETWORK);
-        }
+        shared.call_once(NETWORK);
     }
 }
 
@@ -389,14 +393,17 @@ pub struct Counted {
 /// What the scheduler has counted; none before [`open`].
 pub fn counted() -> Option<Counted> {
     let shared = SHARED.get()?;
+    // The allocator has a lock of its own: before the scheduler's is taken.
+    let mut vcpus = alloc::vec![TaskStatistics::default(); shared.vcpus];
     let now = clock::now_ns();
     let mut scheduler = shared.scheduler.lock();
+    for (vcpu, statistics) in vcpus.iter_mut().enumerate() {
+        *statistics = scheduler.statistics(task_of(vcpu), now);
+    }
     Some(Counted {
         policy: shared.policy,
         network: scheduler.statistics(NETWORK, now),
-        vcpus: (0..shared.vcpus)
-            .map(|vcpu| scheduler.statistics(task_of(vcpu), now))
-            .collect(),
+        vcpus,
         gang: scheduler.gang_statistics(),
     })
 }

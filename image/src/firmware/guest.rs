@@ -1,6 +1,6 @@
 //! The guest's files: read from the slot into memory here, checked against their pins before the guest starts.
 //!
-//! Checking waits until the network runs ([`GuestFiles::check`], on the guest's own CPU), because it takes a while.
+//! Checking ([`GuestFiles::check`]) is left to the guest's keeper, because it takes a while.
 
 use alloc::format;
 use alloc::string::{String, ToString};

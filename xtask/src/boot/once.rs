@@ -62,7 +62,13 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     };
     machine.com3 = Some(output.clone());
     let mut qemu = machine.start(scratch.path())?;
-    let stream = super::connect(&telemetry, &mut qemu, scratch.path())?;
+    let stream = qemu::connect(
+        &telemetry,
+        &mut qemu,
+        scratch.path(),
+        "box",
+        Instant::now() + super::OPENS,
+    )?;
     stream.set_read_timeout(Some(POLL))?;
     let mut guest = Guest {
         telemetry: stream,

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -150,8 +150,8 @@ impl Setup {
         };
         let mut qemu = machine.start(folder)?;
         // QEMU waits for someone at the first port before it makes the second.
-        let console = connect(&ports[0], &mut qemu, trial, folder, name)?;
-        let telemetry = connect(&ports[1], &mut qemu, trial, folder, name)?;
+        let console = qemu::connect(&ports[0], &mut qemu, folder, name, trial.deadline)?;
+        let telemetry = qemu::connect(&ports[1], &mut qemu, folder, name, trial.deadline)?;
         let watch = Watch::default();
         let keyboard = watch.follow(console, telemetry, &trial.folder, name)?;
         let [lan, wan] = wires.map(Arc::new);
@@ -167,30 +167,6 @@ impl Setup {
             deadline: trial.deadline,
             _sockets: sockets,
         })
-    }
-}
-
-fn connect(
-    path: &Path,
-    qemu: &mut Process,
-    trial: &Trial<'_>,
-    folder: &Path,
-    name: &str,
-) -> Result<UnixStream> {
-    loop {
-        if let Ok(stream) = UnixStream::connect(path) {
-            return Ok(stream);
-        }
-        if let Some(status) = qemu.try_wait()? {
-            bail!("QEMU ended with {status}: {}", qemu::log_of(folder, name));
-        }
-        process::check_interrupted()?;
-        ensure!(
-            Instant::now() < trial.deadline,
-            "QEMU does not open {}",
-            path.display()
-        );
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, once, pages, pair, program, store};
+use super::{Test, Trial, frames, once, pages, pair, probes, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -157,91 +157,91 @@ pub const ALL: &[Test] = &[
         name: "probe-hello",
         about: "CPUID, MSRs and timer are as a guest wants them",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "hello"),
+        run: |trial| probes::probe_passes(trial, "hello"),
     },
     Test {
         name: "probe-mmio",
         about: "every form of device access works",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "mmio"),
+        run: |trial| probes::probe_passes(trial, "mmio"),
     },
     Test {
         name: "probe-bad-msr",
         about: "what must fault in a guest does",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "bad-msr"),
+        run: |trial| probes::probe_passes(trial, "bad-msr"),
     },
     Test {
         name: "probe-garbage-virtio",
         about: "garbage in virtio queues stops at the device",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "garbage-virtio"),
+        run: |trial| probes::probe_passes(trial, "garbage-virtio"),
     },
     Test {
         name: "probe-smp-1",
         about: "a guest of one vCPU that looks for more finds none",
         deadline: SHORT,
-        run: |trial| probe_smp(trial, 1),
+        run: |trial| probes::probe_smp(trial, 1),
     },
     Test {
         name: "probe-smp-2",
         about: "2 vCPUs on 2 CPUs: INIT and SIPI back to back, IPIs, NMIs, xAPIC and x2APIC",
         deadline: SHORT,
-        run: |trial| probe_smp(trial, 2),
+        run: |trial| probes::probe_smp(trial, 2),
     },
     Test {
         name: "probe-smp-4",
         about: "4 vCPUs on 2 CPUs: the same",
         deadline: SHORT,
-        run: |trial| probe_smp(trial, 4),
+        run: |trial| probes::probe_smp(trial, 4),
     },
     Test {
         name: "probe-lock",
         about: "2 vCPUs that fight for a lock both get it",
         deadline: SHORT,
-        run: |trial| probe_passes_with(trial, "lock 2", "vcpus = 2\n"),
+        run: |trial| probes::probe_passes_with(trial, "lock 2", "vcpus = 2\n"),
     },
     Test {
         name: "probe-burn",
         about: "2 vCPUs that compute both run",
         deadline: SHORT,
-        run: |trial| probe_passes_with(trial, "burn 2", "vcpus = 2\n"),
+        run: |trial| probes::probe_passes_with(trial, "burn 2", "vcpus = 2\n"),
     },
     Test {
         name: "probe-apicmove",
         about: "a guest cannot move its local APIC",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "apicmove"),
+        run: |trial| probes::probe_passes(trial, "apicmove"),
     },
     Test {
         name: "probe-romwrite",
         about: "a guest that writes to ROM changes nothing",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "romwrite"),
+        run: |trial| probes::probe_passes(trial, "romwrite"),
     },
     Test {
         name: "probe-flood",
         about: "a flood of notifications takes nothing from the network",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "flood 10"),
+        run: |trial| probes::probe_passes(trial, "flood 10"),
     },
     Test {
         name: "probe-nowhere",
         about: "a queue where there is no memory stops its device only",
         deadline: SHORT,
-        run: |trial| probe_passes(trial, "nowhere"),
+        run: |trial| probes::probe_passes(trial, "nowhere"),
     },
     Test {
         name: "probe-selfinit",
         about: "a guest that sends INIT to its last running CPU is stopped with a reason",
         deadline: SHORT,
-        run: probe_self_init,
+        run: probes::probe_self_init,
     },
     Test {
         name: "probe-spin-2",
         about: "two vCPUs that spin with interrupts off take nothing from the network",
         deadline: SHORT,
-        run: probe_spin_all,
+        run: probes::probe_spin_all,
     },
     Test {
         name: "config-vcpus",
@@ -253,25 +253,25 @@ pub const ALL: &[Test] = &[
         name: "probe-exit",
         about: "a guest may end with a status",
         deadline: SHORT,
-        run: probe_exit,
+        run: probes::probe_exit,
     },
     Test {
         name: "probe-triple-fault",
         about: "a guest that crashes is stopped with evidence",
         deadline: SHORT,
-        run: probe_triple_fault,
+        run: probes::probe_triple_fault,
     },
     Test {
         name: "probe-spin",
         about: "a guest that spins with interrupts off takes nothing from the network",
         deadline: SHORT,
-        run: probe_spin,
+        run: probes::probe_spin,
     },
     Test {
         name: "probe-silent",
         about: "a guest that never starts is noticed",
         deadline: SHORT,
-        run: probe_silent,
+        run: probes::probe_silent,
     },
 ];
 
@@ -496,115 +496,10 @@ fn noise(trial: &mut Trial<'_>) -> Result<()> {
     machine.goes_on(2)
 }
 
-/// Starts a box with the probe in this mode.
-fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
-    probe_with(trial, mode, "", problems)
-}
-
-/// Starts a box with the probe in this mode, and more keys for the guest.
-fn probe_with(trial: &mut Trial<'_>, mode: &str, keys: &str, problems: &[&str]) -> Result<TestBox> {
-    let keys = format!("debug_exit = true\n{keys}");
-    let mut setup = Setup::new(config_with_guest("probe", &keys));
-    setup.slot = Some(trial.stage.probe(mode).slot()?);
-    setup.problems = problems.iter().map(|&part| part.to_owned()).collect();
-    let mut machine = setup.start(trial)?;
-    machine.milestone("guest-started")?;
-    Ok(machine)
-}
-
-/// How the box reports that a guest wrote `value` to the debug-exit port: the status is what QEMU's isa-debug-exit makes of it.
-fn status(value: u32) -> String {
-    format!("ended with status {}", value << 1 | 1)
-}
-
-/// The probe ends with "passed" and value 0, and the network goes on.
-fn probe_passes(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
-    probe_passes_with(trial, mode, "")
-}
-
-fn probe_passes_with(trial: &mut Trial<'_>, mode: &str, keys: &str) -> Result<()> {
-    let mut machine = probe_with(trial, mode, keys, &[])?;
-    // While it is busy, if it is.
-    machine.forwards()?;
-    let name = mode.split(' ').next().unwrap_or_default();
-    machine.console(&format!("probe: {name}: passed"))?;
-    machine.guest(&status(0))?;
-    machine.forwards()?;
-    machine.answers_itself()
-}
-
-fn probe_smp(trial: &mut Trial<'_>, vcpus: u32) -> Result<()> {
-    let keys = format!("vcpus = {vcpus}\n");
-    let mut machine = probe_with(trial, &format!("smp {vcpus}"), &keys, &[])?;
-    for mode in ["xAPIC", "x2APIC"] {
-        machine.console(&format!("smp: {vcpus} cpus, ipis ok ({mode})"))?;
-    }
-    machine.guest(&status(0))?;
-    machine.forwards()
-}
-
-fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
-    const WHY: &str = "INIT to its last running CPU";
-    // The second vCPU was never started: it cannot start the first one.
-    let mut machine = probe_with(trial, "selfinit", "vcpus = 2\n", &[WHY])?;
-    machine.problem(WHY)?;
-    machine.forwards()?;
-    machine.answers_itself()
-}
-
-fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe_with(trial, "spin", "vcpus = 2\n", &[])?;
-    machine.console("2 CPUs spinning with interrupts off")?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(3)?;
-    // The box's console answers.
-    machine.type_keys(b"help\r")?;
-    machine.console("restart")?;
-    machine.forwards()
-}
-
 fn config_vcpus(trial: &mut Trial<'_>) -> Result<()> {
     wrong_config(
         trial,
         config_with_guest("probe", "vcpus = 17\n"),
         &["line 10", "17", "1 to 16"],
     )
-}
-
-fn probe_exit(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe(trial, "exit 42", &[])?;
-    machine.guest(&status(42))?;
-    machine.forwards()
-}
-
-fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe(trial, "triple-fault", &["triple fault"])?;
-    machine.problem("triple fault")?;
-    // It is started again, with back-off, and the rest goes on meanwhile.
-    machine.console("starts again in")?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(2)
-}
-
-fn probe_spin(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe(trial, "spin", &[])?;
-    machine.console("spinning with interrupts off")?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(3)?;
-    machine.forwards()
-}
-
-fn probe_silent(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe(trial, "silent", &["halted with interrupts off"])?;
-    machine.problem("halted with interrupts off")?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    ensure!(
-        machine.said(|said| said.milestone("guest-init").is_none()),
-        "a guest that says nothing was taken to have started"
-    );
-    Ok(())
 }

@@ -7,6 +7,7 @@ mod list;
 mod once;
 mod pages;
 mod pair;
+mod probes;
 mod program;
 mod station;
 mod store;

@@ -85,6 +85,18 @@ pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
         run.stderr
     );
 
+    // What it has its paravirtual console write is not its serial port's.
+    let run = probe(&["--guest-cmdline", "nowhere"])?;
+    ensure!(
+        run.status == Some(1)
+            && run.stdout.starts_with(INIT)
+            && run.stdout.ends_with("probe: nowhere: passed\n")
+            && !run.stdout.contains('\0'),
+        "queues without memory: status {:?}, stdout {:?}",
+        run.status,
+        run.stdout
+    );
+
     let modules = [("first", "alpha"), ("second", "beta beta")];
     let mut words = vec!["--guest-cmdline".to_owned(), "modules".to_owned()];
     let mut expected = INIT.to_owned();

@@ -3,7 +3,7 @@
 
 mod archive;
 mod package;
-mod ramdisk;
+pub mod ramdisk;
 mod recipe;
 
 use std::fs;

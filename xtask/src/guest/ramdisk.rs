@@ -170,6 +170,17 @@ impl Tree {
         Ok(())
     }
 
+    /// These files and nothing else, for anybody to run.
+    pub fn of_files<const N: usize>(files: [(&str, Vec<u8>); N]) -> Tree {
+        let item = |(path, bytes): (&str, Vec<u8>)| {
+            let file = Item::File { mode: 0o755, bytes };
+            (path.to_owned(), file)
+        };
+        Tree {
+            items: files.map(item).into(),
+        }
+    }
+
     /// The tree as a cpio archive.
     pub fn to_cpio(&self) -> Result<Vec<u8>> {
         let mut archive = Vec::new();

@@ -14,7 +14,7 @@ use super::wires::{self, Port, Wires};
 use crate::accel::Accelerator;
 use crate::image;
 use crate::keys::KeyPair;
-use crate::process::{self, Process};
+use crate::process::Process;
 use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
 
 /// Size of a box's disk: the image, and room for the partitions that the first boot makes.
@@ -128,15 +128,17 @@ impl Machine {
             ..BoxView::default()
         };
         wires.power(site, true)?;
-        let process = machine.start(directory)?;
-        let mut machine = Machine {
+        let mut process = machine.start(directory)?;
+        // QEMU waits on each port in turn.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut connect =
+            |path| qemu::connect(path, &mut process, directory, site.name(), deadline);
+        let (console, telemetry) = (connect(&com1)?, connect(&com2)?);
+        let machine = Machine {
             process,
             directory: directory.to_owned(),
             site,
         };
-        // QEMU waits on each port in turn.
-        let console = machine.connect(&com1)?;
-        let telemetry = machine.connect(&com2)?;
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -146,25 +148,6 @@ impl Machine {
         let live = live.clone();
         std::thread::spawn(move || listen(site, telemetry, &live));
         Ok(machine)
-    }
-
-    fn connect(&mut self, path: &Path) -> Result<UnixStream> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Ok(stream) = UnixStream::connect(path) {
-                return Ok(stream);
-            }
-            self.check_alive()?;
-            if Instant::now() > deadline {
-                bail!(
-                    "QEMU ({}) does not open its serial port {}",
-                    self.site.name(),
-                    path.display()
-                );
-            }
-            process::check_interrupted()?;
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
 
     /// An error if the machine has ended by itself.

@@ -24,7 +24,7 @@ pub struct BoxHost {
     from_box: Mutex<Consumer>,
     output: Mutex<ByteQueue>,
     input: Mutex<ByteQueue>,
-    /// Where the guest's output also goes, as it is.
+    /// Where what the guest writes to its serial port also goes, as it is.
     copy: Mutex<Option<Serial>>,
 }
 
@@ -41,7 +41,7 @@ pub fn set_running(running: bool) {
     RUNNING.store(running, Ordering::Release);
 }
 
-/// Copies the guest's output to the third serial port from now on.
+/// Copies what the guest writes to its serial port to the third serial port from now on.
 pub fn copy_output_to_com3() {
     let mut port = Serial::new(COM3);
     port.start();
@@ -61,10 +61,14 @@ impl Host for BoxHost {
         clock::boot_unix_seconds()
     }
 
-    fn console_write(&self, bytes: &[u8]) {
+    fn serial_write(&self, bytes: &[u8]) {
         if let Some(port) = self.copy.lock().as_mut() {
             bytes.iter().for_each(|byte| port.write(*byte));
         }
+        self.console_write(bytes);
+    }
+
+    fn console_write(&self, bytes: &[u8]) {
         self.output.lock().push(bytes);
         if bytes.contains(&b'\n') {
             cpus::call_network();

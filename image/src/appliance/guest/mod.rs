@@ -100,8 +100,10 @@ pub fn state() -> String {
 
 /// How often the guest left for the hypervisor since it was started, by reason.
 pub fn exits() -> ExitCounts {
-    exits_by_vcpu()
-        .into_iter()
+    let exits = EXITS.lock();
+    exits
+        .iter()
+        .map(|counters| counters.snapshot())
         .fold(ExitCounts::default(), ExitCounts::with)
 }
 

@@ -4,26 +4,23 @@
 //! frame, the guest, or the next deadline.
 
 mod ports;
+mod sharing;
 
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::cell::RefCell;
-use core::fmt::Write;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
 use outpost_config::{ByteSize, Config};
-use outpost_hv::sched::TaskStatistics;
 use outpost_net::report::Exposition;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
 
 use super::budget::Shares;
-use super::cpus::{self, Turn};
+use super::cpus::Turn;
 use super::dictionary::{self, Dictionary};
 use super::guest;
 use crate::machine::{clock, cpu, entropy, entry, power};
@@ -127,138 +124,6 @@ fn bridge(ports: &mut NicPorts, cable: &mut Cable) {
         cable.poll(&mut |port, frame| ports.send(port, frame));
         ports.flush();
     }
-}
-
-/// What each vCPU did, and what the scheduler did with it, for `/metrics`.
-fn append_sharing(out: &mut Exposition) {
-    let exits = guest::exits_by_vcpu();
-    for (vcpu, counts) in exits.iter().enumerate() {
-        let vcpu = vcpu.to_string();
-        for (reason, count) in counts.iter() {
-            out.counter(
-                "outpost_guest_vcpu_exits_total",
-                "Times that a vCPU left for the hypervisor, by reason.",
-                &[("vcpu", &vcpu), ("reason", reason)],
-                count,
-            );
-        }
-    }
-    let Some(counted) = cpus::counted() else {
-        return;
-    };
-    let named = counted.vcpus.iter().enumerate().map(|(vcpu, statistics)| {
-        let name = format!("vcpu{vcpu}");
-        (name, statistics)
-    });
-    let tasks: Vec<_> = core::iter::once((String::from("network"), &counted.network))
-        .chain(named)
-        .collect();
-    type Part = fn(&TaskStatistics) -> u64;
-    let parts: [(&str, &str, Part); 4] = [
-        (
-            "outpost_task_run_nanoseconds_total",
-            "CPU time that a task had.",
-            |task| task.run_ns,
-        ),
-        (
-            "outpost_task_wait_nanoseconds_total",
-            "How long a task could have run and had no CPU.",
-            |task| task.wait_ns,
-        ),
-        (
-            "outpost_task_wakes_total",
-            "Times that a task woke from its rest.",
-            |task| task.wakes,
-        ),
-        (
-            "outpost_task_migrations_total",
-            "Times that a task moved to another CPU.",
-            |task| task.migrations,
-        ),
-    ];
-    for (name, help, part) in parts {
-        for (task, statistics) in &tasks {
-            out.counter(name, help, &[("task", task)], part(statistics));
-        }
-    }
-    let gang = &counted.gang;
-    for (name, help, value) in [
-        (
-            "outpost_gang_slots_total",
-            "Times that the guest's vCPUs were started together.",
-            gang.slots,
-        ),
-        (
-            "outpost_gang_missed_total",
-            "vCPUs that came too late to such a start.",
-            gang.missed,
-        ),
-        (
-            "outpost_gang_broken_total",
-            "Starts that ended early for a service.",
-            gang.broken,
-        ),
-        (
-            "outpost_gang_fallbacks_total",
-            "Times that the vCPUs did not fit and were scheduled one by one.",
-            gang.fallbacks,
-        ),
-        (
-            "outpost_gang_skew_nanoseconds_total",
-            "Between the first vCPU of a start and the last.",
-            gang.skew_ns,
-        ),
-        (
-            "outpost_gang_idle_nanoseconds_total",
-            "CPU time left unused so that vCPUs could start together.",
-            gang.idle_lost_ns,
-        ),
-    ] {
-        out.counter(name, help, &[], value);
-    }
-}
-
-/// The same in lines for a person.
-fn describe_sharing() -> String {
-    let mut text = String::new();
-    for (vcpu, counts) in guest::exits_by_vcpu().iter().enumerate() {
-        let _ = writeln!(text, "vCPU {vcpu}: {counts}");
-    }
-    let Some(counted) = cpus::counted() else {
-        return text;
-    };
-    let ms = |ns: u64| ns / 1_000_000;
-    let _ = writeln!(
-        text,
-        "policy {}; network ran {} ms, waited {} ms (at most {} us)",
-        counted.policy,
-        ms(counted.network.run_ns),
-        ms(counted.network.wait_ns),
-        counted.network.longest_wait_ns / 1000
-    );
-    for (vcpu, task) in counted.vcpus.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "vCPU {vcpu} ran {} ms, waited {} ms, woke {} times, moved {} times",
-            ms(task.run_ns),
-            ms(task.wait_ns),
-            task.wakes,
-            task.migrations
-        );
-    }
-    let gang = &counted.gang;
-    if gang.slots > 0 {
-        let _ = writeln!(
-            text,
-            "gang: {} starts, {} missed, {} broken, skew {} us on average, idle {} ms",
-            gang.slots,
-            gang.missed,
-            gang.broken,
-            gang.skew_ns / gang.slots / 1000,
-            ms(gang.idle_lost_ns)
-        );
-    }
-    text
 }
 
 fn now() -> Instant {
@@ -428,7 +293,7 @@ impl Service {
             &[],
             exits,
         );
-        append_sharing(&mut out);
+        sharing::append(&mut out);
         if let Some(dictionary) = &self.dictionary {
             let disk = dictionary.counters();
             for (name, help, value) in [
@@ -486,7 +351,7 @@ impl Service {
             entry::deepest_stack() >> 10,
             entry::STACK_BYTES >> 10,
             guest::state(),
-            describe_sharing(),
+            sharing::describe(),
             self.statistics()
         );
         self.console.print(&text);

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use cpio::newc::{Builder, ModeFileType, trailer};
+use anyhow::{Context, Result, bail};
 use outpost_config::Config;
 
 use crate::accel::Accelerator;
+use crate::guest::ramdisk::Tree;
 use crate::image::{self, GuestFiles};
 use crate::keys::KeyPair;
 use crate::process::{self, Process, Scratch};
@@ -153,8 +153,8 @@ impl Bench {
         .map(str::to_owned)
         .into();
         let mut qemu = machine.start(folder)?;
-        let telemetry = connect(&telemetry, &mut qemu, folder)?;
-        let guest = connect(&guest, &mut qemu, folder)?;
+        let telemetry = qemu::connect(&telemetry, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
+        let guest = qemu::connect(&guest, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
         Ok(Running {
             qemu,
             guest,
@@ -218,7 +218,7 @@ fn boot_linux(
         .stdout(log.try_clone()?)
         .stderr(log);
     let mut qemu = Process::start(command, &format!("QEMU ({NAME})"))?;
-    let guest = connect(&port, &mut qemu, folder)?;
+    let guest = qemu::connect(&port, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
     Ok(Running {
         qemu,
         guest,
@@ -238,49 +238,13 @@ fn socket(id: &str, path: &Path) -> Result<String> {
 
 /// The guest as files of the host that runs it under KVM.
 fn guest_archive(guest: &GuestFiles) -> Result<Vec<u8>> {
-    let mut archive = Vec::new();
-    let ramdisk = guest.ramdisk.as_deref().unwrap_or_default();
-    let files: [(&str, ModeFileType, &[u8]); 4] = [
-        ("guest", ModeFileType::Directory, &[]),
-        ("guest/kernel", ModeFileType::Regular, &guest.kernel),
-        ("guest/ramdisk", ModeFileType::Regular, ramdisk),
-        (
-            "guest/cmdline",
-            ModeFileType::Regular,
-            guest.command_line.as_bytes(),
-        ),
-    ];
-    for (inode, (path, kind, bytes)) in (1..).zip(files) {
-        let header = Builder::new(path)
-            .ino(inode)
-            .nlink(1)
-            .mode(0o755)
-            .set_mode_file_type(kind);
-        let mut writer = header.write(archive, u32::try_from(bytes.len())?);
-        std::io::Write::write_all(&mut writer, bytes)?;
-        archive = writer.finish()?;
-    }
-    Ok(trailer(archive)?)
-}
-
-fn connect(path: &Path, qemu: &mut Process, folder: &Path) -> Result<UnixStream> {
-    let deadline = Instant::now() + OPENS;
-    loop {
-        if let Ok(stream) = UnixStream::connect(path) {
-            return Ok(stream);
-        }
-        if let Some(status) = qemu.try_wait()? {
-            bail!("QEMU ended with {status}: {}", qemu::log_of(folder, NAME));
-        }
-        process::check_interrupted()?;
-        ensure!(
-            Instant::now() < deadline,
-            "QEMU does not open {}: {}",
-            path.display(),
-            qemu::log_of(folder, NAME)
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let ramdisk = guest.ramdisk.clone().unwrap_or_default();
+    Tree::of_files([
+        ("guest/kernel", guest.kernel.clone()),
+        ("guest/ramdisk", ramdisk),
+        ("guest/cmdline", guest.command_line.clone().into_bytes()),
+    ])
+    .to_cpio()
 }
 
 #[cfg(test)]
@@ -293,31 +257,5 @@ mod tests {
         let guest = Config::parse(&text).unwrap().guest.unwrap();
         assert_eq!((guest.vcpus, guest.com3), (2, true));
         assert!(box_config("bench", 255, 1024).is_err());
-    }
-
-    #[test]
-    fn the_hosts_files_are_an_archive_of_whole_words() {
-        let guest = GuestFiles {
-            name: "bench".into(),
-            command_line: "quiet".into(),
-            kernel: vec![1; 5],
-            ramdisk: Some(vec![2; 7]),
-        };
-        let archive = guest_archive(&guest).unwrap();
-        assert_eq!(archive.len() % 4, 0);
-        let mut names = Vec::new();
-        let mut rest = archive.as_slice();
-        loop {
-            let reader = cpio::newc::Reader::new(rest).unwrap();
-            if reader.entry().is_trailer() {
-                break;
-            }
-            names.push(reader.entry().name().to_owned());
-            rest = reader.finish().unwrap();
-        }
-        assert_eq!(
-            names,
-            ["guest", "guest/kernel", "guest/ramdisk", "guest/cmdline"]
-        );
     }
 }

@@ -1,0 +1,111 @@
+//! Boxes with the probe as their guest: what it finds, and that the network does not notice what it does.
+
+use anyhow::{Result, ensure};
+
+use super::Trial;
+use super::boxes::{Setup, TestBox, config_with_guest};
+
+/// Starts a box with the probe in this mode.
+fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
+    probe_with(trial, mode, "", problems)
+}
+
+/// Starts a box with the probe in this mode, and more keys for the guest.
+fn probe_with(trial: &mut Trial<'_>, mode: &str, keys: &str, problems: &[&str]) -> Result<TestBox> {
+    let keys = format!("debug_exit = true\n{keys}");
+    let mut setup = Setup::new(config_with_guest("probe", &keys));
+    setup.slot = Some(trial.stage.probe(mode).slot()?);
+    setup.problems = problems.iter().map(|&part| part.to_owned()).collect();
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-started")?;
+    Ok(machine)
+}
+
+/// How the box reports that a guest wrote `value` to the debug-exit port: the status is what QEMU's isa-debug-exit makes of it.
+fn status(value: u32) -> String {
+    format!("ended with status {}", value << 1 | 1)
+}
+
+/// The probe ends with "passed" and value 0, and the network goes on.
+pub fn probe_passes(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
+    probe_passes_with(trial, mode, "")
+}
+
+pub fn probe_passes_with(trial: &mut Trial<'_>, mode: &str, keys: &str) -> Result<()> {
+    let mut machine = probe_with(trial, mode, keys, &[])?;
+    // While it is busy, if it is.
+    machine.forwards()?;
+    let name = mode.split(' ').next().unwrap_or_default();
+    machine.console(&format!("probe: {name}: passed"))?;
+    machine.guest(&status(0))?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+pub fn probe_smp(trial: &mut Trial<'_>, vcpus: u32) -> Result<()> {
+    let keys = format!("vcpus = {vcpus}\n");
+    let mut machine = probe_with(trial, &format!("smp {vcpus}"), &keys, &[])?;
+    for mode in ["xAPIC", "x2APIC"] {
+        machine.console(&format!("smp: {vcpus} cpus, ipis ok ({mode})"))?;
+    }
+    machine.guest(&status(0))?;
+    machine.forwards()
+}
+
+pub fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
+    const WHY: &str = "INIT to its last running CPU";
+    // The second vCPU was never started: it cannot start the first one.
+    let mut machine = probe_with(trial, "selfinit", "vcpus = 2\n", &[WHY])?;
+    machine.problem(WHY)?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe_with(trial, "spin", "vcpus = 2\n", &[])?;
+    machine.console("2 CPUs spinning with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(3)?;
+    // The box's console answers.
+    machine.type_keys(b"help\r")?;
+    machine.console("restart")?;
+    machine.forwards()
+}
+
+pub fn probe_exit(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "exit 42", &[])?;
+    machine.guest(&status(42))?;
+    machine.forwards()
+}
+
+pub fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "triple-fault", &["triple fault"])?;
+    machine.problem("triple fault")?;
+    // It is started again, with back-off, and the rest goes on meanwhile.
+    machine.console("starts again in")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(2)
+}
+
+pub fn probe_spin(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "spin", &[])?;
+    machine.console("spinning with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(3)?;
+    machine.forwards()
+}
+
+pub fn probe_silent(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "silent", &["halted with interrupts off"])?;
+    machine.problem("halted with interrupts off")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    ensure!(
+        machine.said(|said| said.milestone("guest-init").is_none()),
+        "a guest that says nothing was taken to have started"
+    );
+    Ok(())
+}

@@ -39,7 +39,7 @@ pub struct Guest {
     /// How its virtual CPUs are scheduled.
     #[serde(default)]
     pub policy: Policy,
-    /// The CPUs that it may run on, each once and below [`MAX_CPUS`]; empty for all.
+    /// The CPUs that it may run on, each once and below [`MAX_CPUS`]; empty: as the box sees fit.
     #[serde(default, deserialize_with = "cpus")]
     pub cpus: Vec<u8>,
     /// More words for the guest kernel's command line.

@@ -17,7 +17,7 @@
 #   silent          halts with interrupts off, before a word
 #   modules         lists the modules it was given: text, length, sum of the bytes
 #   smp N           starts the other CPUs of N, sends them interrupts and NMIs, starts one again; by xAPIC, then by x2APIC
-#   lock SECONDS    every CPU takes one spin lock again and again; says what was burnt waiting for a holder that did not run
+#   lock SECONDS    every CPU takes one spin lock again and again; says what was burnt waiting for a holder that had no CPU
 #   burn SECONDS    every CPU computes; says how much of the time each one had
 #   selfinit        sends INIT to itself
 #   apicmove        moves its local APIC, which must fault

@@ -19,7 +19,7 @@
         .set    TO_OTHERS, 0xC0000
 
 # What is known of each CPU; EBX points to its record nearly everywhere.
-        .set    CPU_SHIFT, 6
+        .set    CPU_SHIFT, 7
         .set    CPU_TSC, 0                      # when it was last seen to run
         .set    CPU_RAN, 8
         .set    CPU_SPUN, 16
@@ -29,6 +29,10 @@
         .set    CPU_ID, 40
         .set    CPU_FIXED, 44
         .set    CPU_NMIS, 48
+        .set    CPU_STEAL, 52                   # its steal time when it was last absent
+        .set    CPU_BELOW, 56                   # 1 if that absence was not the hypervisor's doing
+        .set    CPU_STALLS, 60
+        .set    CPU_STALLED, 64
 
         .text
 mode_smp:

@@ -3,6 +3,7 @@
 mod keyboard;
 mod modules;
 mod once;
+mod sharing;
 
 use std::io::{IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -23,6 +24,7 @@ use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
 use crate::setup::{self, Group};
 use crate::{accel, progress};
 use keyboard::{Keyboard, Typed, without_screen_control};
+use sharing::Sharing;
 
 /// The guest's address unless a configuration says otherwise.
 const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 5);
@@ -68,6 +70,11 @@ pub struct Args {
     /// With --once: seconds that the guest may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "once")]
     timeout: u64,
+    /// With --once: what CPU time each task of the box had while the guest ran, on stderr at the end
+    #[arg(long, requires = "once")]
+    tasks: bool,
+    #[command(flatten)]
+    sharing: Sharing,
     /// The guest's virtual CPUs, unless --config says it
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u32,
@@ -213,7 +220,7 @@ fn prepare_disk(arguments: &Args, config: Option<&str>, disk: &Path) -> Result<(
     };
     let config = match config {
         Some(config) => config.to_owned(),
-        None => default_config(built.guest.as_deref(), arguments.memory, arguments.vcpus)?,
+        None => default_config(built.guest.as_deref(), arguments, "")?,
     };
     let spinner = progress::spinner("Preparing the box's disk");
     image::with_config(&built.path, &config, disk, Some(DISK_BYTES))?;
@@ -232,17 +239,20 @@ fn holds_directory(machine: &Qemu) -> Result<bool> {
     Ok(found)
 }
 
-/// A branch by itself: new keys, no peer.
-fn default_config(guest: Option<&str>, memory_mib: u32, vcpus: u32) -> Result<String> {
+/// A branch by itself: new keys, no peer. `more` are lines for `[guest]`.
+fn default_config(guest: Option<&str>, arguments: &Args, more: &str) -> Result<String> {
+    let (memory_mib, vcpus) = (arguments.memory, arguments.vcpus);
     let mut text = format!(
         "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\ngateway = \"10.77.0.1\"\n",
         KeyPair::generate()?.private
     );
     if let Some(name) = guest {
         text.push_str(&format!(
-            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\nmemory = \"{memory_mib}M\"\nvcpus = {vcpus}\n"
+            "\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\nmemory = \"{memory_mib}M\"\nvcpus = {vcpus}\n{}{more}",
+            arguments.sharing.guest()
         ));
     }
+    text.push_str(&arguments.sharing.services());
     Ok(text)
 }
 
@@ -368,8 +378,15 @@ mod tests {
 
     #[test]
     fn the_default_configuration_is_right_with_and_without_a_guest() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Args,
+        }
+        let line = <Line as clap::Parser>::try_parse_from(["x", "--memory", "64", "--vcpus", "3"]);
+        let arguments = line.map(|line| line.arguments).unwrap();
         for guest in [None, Some("directory")] {
-            let text = default_config(guest, 64, 3).unwrap();
+            let text = default_config(guest, &arguments, "").unwrap();
             let config = Config::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
             assert_eq!(config.guest.map(|it| it.vcpus), guest.map(|_| 3));
             assert_eq!(guest_address(Some(&text)), guest.map(|_| GUEST_ADDRESS));

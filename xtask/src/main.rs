@@ -17,6 +17,7 @@ mod qemu;
 mod releases;
 mod run;
 mod setup;
+mod sharing;
 mod test;
 mod toolchain;
 

@@ -1,11 +1,19 @@
 //! Builds the probe guest (`guests/probe`), the tiny kernel that the emulator tests run. Its head comment says what it can do.
 
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::accel::Accelerator;
 use crate::image::GuestFiles;
+use crate::process::Process;
+use crate::qemu::PROGRAM;
 use crate::{paths, process};
+
+/// Far beyond what any of its modes takes.
+const ENDS: Duration = Duration::from_secs(120);
 
 /// What the probe does when nothing else is said.
 pub const DEFAULT: &str = "hello";
@@ -58,33 +66,39 @@ pub fn build(mode: &str) -> Result<GuestFiles> {
     })
 }
 
+/// Runs the probe on QEMU itself, without a hypervisor, and gives its status and what it wrote.
+///
+/// # Errors
+/// QEMU does not start, or the probe does not end.
+pub fn run_on_qemu(kernel: &[u8], cpus: u8, mode: &str) -> Result<(Option<i32>, String)> {
+    let folder = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let (file, output) = (
+        folder.path().join("probe.elf"),
+        folder.path().join("output"),
+    );
+    std::fs::write(&file, kernel).context("cannot write the probe")?;
+    let mut command = process::command(PROGRAM)?;
+    command
+        .args(["-M", "q35", "-accel", Accelerator::Tcg.qemu_option()])
+        .args(["-cpu", "max", "-m", "64"])
+        .args(["-smp", &cpus.to_string(), "-append", mode, "-kernel"])
+        .arg(&file)
+        .arg("-serial")
+        .arg(format!("file:{}", output.display()))
+        .args(["-display", "none", "-monitor", "none", "-no-reboot"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .stdin(Stdio::null());
+    let mut process = Process::start(command, "QEMU (probe)")?;
+    let status = process
+        .wait_for(ENDS)?
+        .with_context(|| format!("the probe does not end: {mode}"))?;
+    let text = std::fs::read_to_string(&output).unwrap_or_default();
+    Ok((status.code(), text))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::process::Stdio;
-    use std::time::Duration;
-
     use super::*;
-    use crate::process::Process;
-    use crate::qemu::PROGRAM;
-
-    /// Runs the probe on QEMU itself, and gives its status and what it wrote.
-    fn on_qemu(kernel: &std::path::Path, cpus: &str, mode: &str) -> (Option<i32>, String) {
-        let output = kernel.with_extension("out");
-        let mut command = process::command(PROGRAM).unwrap();
-        command
-            .args(["-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "64"])
-            .args(["-smp", cpus, "-append", mode, "-kernel"])
-            .arg(kernel)
-            .arg("-serial")
-            .arg(format!("file:{}", output.display()))
-            .args(["-display", "none", "-monitor", "none", "-no-reboot"])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
-            .stdin(Stdio::null());
-        let mut process = Process::start(command, "QEMU (probe)").unwrap();
-        let status = process.wait_for(Duration::from_secs(120)).unwrap();
-        let text = std::fs::read_to_string(&output).unwrap_or_default();
-        (status.and_then(|status| status.code()), text)
-    }
 
     #[test]
     fn it_passes_on_qemu_itself() {
@@ -95,20 +109,18 @@ mod tests {
             eprintln!("skipped: QEMU or binutils are not installed");
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let kernel = folder.path().join("probe.elf");
-        std::fs::write(&kernel, build("").unwrap().kernel).unwrap();
+        let kernel = build("").unwrap().kernel;
         for (cpus, mode, line) in [
-            ("1", "smp 1", "smp: 1 cpus, ipis ok (xAPIC)"),
-            ("4", "smp 4", "smp: 4 cpus, ipis ok (xAPIC)"),
-            ("2", "lock 1", "lock: passed"),
-            ("2", "burn 1", "burn: passed"),
-            ("1", "romwrite", "romwrite: passed"),
+            (1, "smp 1", "smp: 1 cpus, ipis ok (xAPIC)"),
+            (4, "smp 4", "smp: 4 cpus, ipis ok (xAPIC)"),
+            (2, "lock 1", "lock: passed"),
+            (2, "burn 1", "burn: passed"),
+            (1, "romwrite", "romwrite: passed"),
         ] {
-            let (status, text) = on_qemu(&kernel, cpus, mode);
+            let (status, text) = run_on_qemu(&kernel, cpus, mode).unwrap();
             assert_eq!(status, Some(1), "{mode}: {text}");
             assert!(text.contains(line), "{mode}: {text}");
         }
-        assert_eq!(on_qemu(&kernel, "1", "exit 42").0, Some(85));
+        assert_eq!(run_on_qemu(&kernel, 1, "exit 42").unwrap().0, Some(85));
     }
 }

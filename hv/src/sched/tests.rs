@@ -152,6 +152,29 @@ fn packets_do_not_wait_for_a_guest_that_burns_every_cpu() {
 }
 
 #[test]
+fn a_packet_now_and_then_waits_for_no_slot() {
+    for policy in POLICIES {
+        let mut box_ = simulation(policy, 2);
+        let work = Work::Packets {
+            mean_apart_ns: 2_500_000,
+            cost_ns: 30_000,
+        };
+        let stack = box_.add(Kind::Service, nice(0), CpuSet::only(0), work);
+        for _ in 0..2 {
+            box_.add(Kind::Vcpu, nice(0), CpuSet::below(2), Work::Burn);
+        }
+        box_.run(10 * SECOND);
+        let outcome = box_.outcome(stack);
+        assert!(
+            outcome.percentile_ns(50) < 100_000 && outcome.percentile_ns(99) < 500_000,
+            "{policy:?}: {} ns, {} ns",
+            outcome.percentile_ns(50),
+            outcome.percentile_ns(99)
+        );
+    }
+}
+
+#[test]
 fn a_task_that_joins_one_without_a_timer_gets_its_turn() {
     let mut scheduler = Scheduler::new(Policy::Fair, Tuning::default(), 1);
     let one = CpuSet::only(0);

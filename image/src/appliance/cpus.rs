@@ -13,7 +13,7 @@ use outpost_hv::sched::{
 };
 use spin::{Mutex, Once};
 
-use super::{guest, network};
+use super::{guest, load, network};
 use crate::machine::{clock, cpu, panic};
 
 /// The boot CPU: network ports interrupt it, and what drives them runs there.
@@ -32,6 +32,8 @@ pub struct Sharing {
     pub services: Nice,
     /// CPUs that vCPUs may use; empty: as the box sees fit.
     pub cpus: CpuSet,
+    /// CPUs on each of which a service wants all it can get: for measurement only.
+    pub load: CpuSet,
 }
 
 /// A task that is not running.
@@ -59,10 +61,12 @@ struct Seat {
 /// The whole box.
 struct Shared {
     scheduler: Mutex<Scheduler>,
-    /// One for each task, in their order: network, keeper, vCPUs.
+    /// One for each task, in their order: network, keeper, vCPUs, loads.
     sleepers: Vec<Sleeper>,
     seats: Vec<Seat>,
     vcpus: usize,
+    /// The CPUs of the loads, in their order.
+    loads: CpuSet,
     policy: Policy,
 }
 
@@ -116,7 +120,13 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             };
             scheduler.add(Kind::Vcpu, sharing.guest, its);
         }
-        let sleepers = (0..FIRST_VCPU + sharing.vcpus)
+        let loads = CpuSet(sharing.load.0 & all.0);
+        for cpu in loads.iter() {
+            let load = scheduler.add(Kind::Service, sharing.services, CpuSet::only(cpu));
+            // It never sleeps. Its CPU is kicked below.
+            scheduler.wake(clock::now_ns(), load);
+        }
+        let sleepers = (0..FIRST_VCPU + sharing.vcpus + loads.len())
             .map(|_| Sleeper {
                 due_ns: AtomicU64::new(u64::MAX),
                 ..Sleeper::default()
@@ -134,6 +144,7 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             sleepers,
             seats,
             vcpus: sharing.vcpus,
+            loads,
             policy: sharing.policy,
         }
     });
@@ -160,7 +171,7 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
     let mut loaded = None;
     loop {
         let next = shared.next(index);
-        let vcpu = next.and_then(|task| task.0.checked_sub(FIRST_VCPU));
+        let vcpu = next.and_then(|task| shared.vcpu_of(task));
         if let Some(before) = loaded.filter(|before| Some(*before) != vcpu) {
             guest::release(before, index);
             loaded = None;
@@ -182,14 +193,19 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
             }
             (NETWORK, _, Some(network)) => {
                 shared.hears(task);
-                network.turn(shared.vcpus > 0)
+                network.turn()
             }
             (NETWORK, _, None) => Turn::Idle(None),
-            _ => {
+            (KEEPER, ..) => {
                 shared.hears(task);
                 guest::keep()
             }
+            _ => load::turn(),
         };
+        if vcpu.is_none() && task != NETWORK {
+            // Nothing else takes them while a service has one piece of work after another: frames would wait for its end.
+            shared.noted(index, cpu::take_interrupts());
+        }
         if let Turn::Idle(until) = turn {
             shared.rest(index, task, until);
         }
@@ -203,6 +219,12 @@ impl Seat {
 }
 
 impl Shared {
+    /// The vCPU that a task is.
+    fn vcpu_of(&self, task: TaskId) -> Option<usize> {
+        let vcpu = task.0.checked_sub(FIRST_VCPU)?;
+        (vcpu < self.vcpus).then_some(vcpu)
+    }
+
     fn seat(&self, index: usize) -> Option<&Seat> {
         self.seats.get(index)
     }
@@ -271,7 +293,7 @@ impl Shared {
         let runs_on = (0..self.seats.len()).find(|index| scheduler.current(*index) == Some(task));
         drop(scheduler);
         self.ask(kick);
-        if task.0 >= FIRST_VCPU
+        if self.vcpu_of(task).is_some()
             && let Some(index) = runs_on
             && index != cpu::index()
         {
@@ -386,6 +408,8 @@ pub struct Counted {
     pub network: TaskStatistics,
     /// Each vCPU.
     pub vcpus: Vec<TaskStatistics>,
+    /// Each load, with its CPU.
+    pub loads: Vec<(usize, TaskStatistics)>,
     /// What gang scheduling did.
     pub gang: GangStatistics,
 }
@@ -395,15 +419,21 @@ pub fn counted() -> Option<Counted> {
     let shared = SHARED.get()?;
     // The allocator has a lock of its own: before the scheduler's is taken.
     let mut vcpus = alloc::vec![TaskStatistics::default(); shared.vcpus];
+    let of_load = |cpu| (cpu, TaskStatistics::default());
+    let mut loads: Vec<_> = shared.loads.iter().map(of_load).collect();
     let now = clock::now_ns();
     let mut scheduler = shared.scheduler.lock();
     for (vcpu, statistics) in vcpus.iter_mut().enumerate() {
         *statistics = scheduler.statistics(task_of(vcpu), now);
     }
+    for (nth, (_, statistics)) in loads.iter_mut().enumerate() {
+        *statistics = scheduler.statistics(TaskId(FIRST_VCPU + shared.vcpus + nth), now);
+    }
     Some(Counted {
         policy: shared.policy,
         network: scheduler.statistics(NETWORK, now),
         vcpus,
+        loads,
         gang: scheduler.gang_statistics(),
     })
 }

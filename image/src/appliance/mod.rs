@@ -4,6 +4,7 @@ mod budget;
 mod cpus;
 mod dictionary;
 pub mod guest;
+mod load;
 mod network;
 
 use crate::device::pci::Pci;
@@ -29,7 +30,9 @@ pub fn run() -> ! {
         output::problem("no memory is free below 1 MiB: only one CPU can run");
     }
     log::info!("cpus: {cpus} running");
-    cpus::open(cpus, &guest::sharing(&findings));
+    let sharing = guest::sharing(&findings);
+    load::announce(sharing.load, cpus);
+    cpus::open(cpus, &sharing);
     output::telemetry::milestone("cpus");
 
     // 3. Devices.

@@ -90,12 +90,16 @@ impl<'de> Deserialize<'de> for Policy {
 }
 
 /// `[services]`: the box's own work, frames first of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Services {
     /// Its nice value, -20 to 19, as Linux means it.
     #[serde(default, deserialize_with = "nice")]
     pub nice: i8,
+    /// CPUs for each of which a service computes all it can and for nothing, so that shares of the CPUs can be measured; each once
+    /// and below [`MAX_CPUS`]. Empty: none, which is right for every box that is not measured.
+    #[serde(default, deserialize_with = "load")]
+    pub load: Vec<u8>,
 }
 
 fn default_name() -> String {
@@ -124,32 +128,40 @@ fn nice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i8, D::Error> {
     })
 }
 
-/// CPU numbers: at least one, each below [`MAX_CPUS`] and named once.
+/// The guest's CPUs: at least one.
 fn cpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    struct List;
-    impl<'de> Visitor<'de> for List {
-        type Value = Vec<u8>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of CPU numbers, as in cpus = [0, 1]")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<u8>, A::Error> {
-            let mut cpus: Vec<u8> = Vec::new();
-            while let Some(Cpu(cpu)) = list.next_element()? {
-                if cpus.contains(&cpu) {
-                    let message = format!("CPU {cpu} is in the list twice; name each once");
-                    return Err(de::Error::custom(message));
-                }
-                cpus.push(cpu);
-            }
-            if cpus.is_empty() {
-                return Err(de::Error::custom(
-                    "the guest needs a CPU to run on; write cpus = [0, 1], or leave the key out for all",
-                ));
-            }
-            Ok(cpus)
-        }
+    let cpus = deserializer.deserialize_any(CpuList("cpus = [0, 1]"))?;
+    if cpus.is_empty() {
+        return Err(de::Error::custom(
+            "the guest needs a CPU to run on; write cpus = [0, 1], or leave the key out for all",
+        ));
     }
-    deserializer.deserialize_any(List)
+    Ok(cpus)
+}
+
+fn load<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    deserializer.deserialize_any(CpuList("load = [0, 1]"))
+}
+
+/// Reads CPU numbers, each below [`MAX_CPUS`] and named once. Has an example.
+struct CpuList(&'static str);
+
+impl<'de> Visitor<'de> for CpuList {
+    type Value = Vec<u8>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of CPU numbers, as in {}", self.0)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<u8>, A::Error> {
+        let mut cpus: Vec<u8> = Vec::new();
+        while let Some(Cpu(cpu)) = list.next_element()? {
+            if cpus.contains(&cpu) {
+                let message = format!("CPU {cpu} is in the list twice; name each once");
+                return Err(de::Error::custom(message));
+            }
+            cpus.push(cpu);
+        }
+        Ok(cpus)
+    }
 }
 
 /// A CPU's number.

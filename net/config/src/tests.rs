@@ -67,7 +67,7 @@ fn a_branch_is_read_whole() {
     );
     assert_eq!((guest.vcpus, guest.nice), (1, 0));
     assert_eq!((guest.policy, guest.cpus), (Policy::Balance, vec![]));
-    assert_eq!(config.services.nice, 0);
+    assert_eq!((config.services.nice, config.services.load), (0, vec![]));
 }
 
 #[test]
@@ -76,12 +76,16 @@ fn the_guests_share_of_the_cpus_is_read() {
         let text = branch() + words;
         Config::parse(&text).unwrap_or_else(|error| panic!("{error}"))
     };
-    let config =
-        with("vcpus = 16\nnice = -20\npolicy = \"gang\"\ncpus = [63, 0]\n[services]\nnice = 19\n");
+    let config = with(
+        "vcpus = 16\nnice = -20\npolicy = \"gang\"\ncpus = [63, 0]\n[services]\nnice = 19\nload = [1, 0]\n",
+    );
     let guest = config.guest.unwrap();
     assert_eq!((guest.vcpus, guest.nice), (16, -20));
     assert_eq!((guest.policy, guest.cpus), (Policy::Gang, vec![63, 0]));
-    assert_eq!(config.services.nice, 19);
+    assert_eq!(
+        (config.services.nice, config.services.load),
+        (19, vec![1, 0])
+    );
     for (name, policy) in [
         ("fair", Policy::Fair),
         ("balance", Policy::Balance),
@@ -134,6 +138,15 @@ fn the_services_keys_are_checked_too() {
         14,
         &["40 is out of range", "19"],
     );
+    for (load, parts) in [
+        ("64", ["64", "load = [0, 1]"]),
+        ("[64]", ["64 is out of range", "0 to 63"]),
+        ("[0, 0]", ["CPU 0", "twice"]),
+        ("true", ["true", "load = [0, 1]"]),
+    ] {
+        let text = format!("[services]\nload = {load}\n[store]");
+        refuses("[store]", &text, 14, &parts);
+    }
     refuses(
         "[store]",
         "[services]\nniece = 4\n[store]",

@@ -3,6 +3,7 @@
 mod bytes;
 pub mod engine;
 mod hv;
+mod probed;
 mod report;
 mod sched;
 

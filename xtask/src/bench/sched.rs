@@ -1,4 +1,5 @@
-//! `cargo xtask bench sched`: the scheduling policies side by side, in the simulator. The same seed gives the same figures.
+//! `cargo xtask bench sched`: the scheduling policies side by side, in the simulator, where the same seed gives the same figures, and then the same mix
+//! on the emulator, in boxes with the probe as guest.
 
 use std::path::PathBuf;
 
@@ -6,8 +7,11 @@ use anyhow::Result;
 use outpost_hv::sched::sim::{Simulation, Work};
 use outpost_hv::sched::{CpuSet, Kind, Nice, Policy, TaskId, Tuning};
 
+use super::probed::packets::Pair;
+use super::probed::{Stage, VCPUS, locks, shares};
 use super::report::{Limit, Report, Row};
-use crate::process;
+use crate::process::{self, Graceful};
+use crate::setup::{self, Group};
 
 const SECOND: u64 = 1_000_000_000;
 const POLICIES: [(Policy, &str); 3] = [
@@ -25,6 +29,12 @@ pub struct Args {
     /// What the simulator's random numbers start from
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Only simulate
+    #[arg(long)]
+    skip_emulator: bool,
+    /// How often the lock is run on the emulator with each policy; the medians count
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
     /// Also write the rows to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -33,7 +43,7 @@ pub struct Args {
 /// Runs the command.
 ///
 /// # Errors
-/// Interrupted, or the report cannot be written.
+/// Interrupted, or it could not be measured, or the report cannot be written.
 pub fn run(arguments: &Args) -> Result<bool> {
     println!(
         "Simulated: 2 CPUs, {} s for each figure, seed {}. The service wants all of CPU 0, at nice 0 like the guest.",
@@ -50,7 +60,25 @@ pub fn run(arguments: &Args) -> Result<bool> {
         weights(arguments, policy, name, &mut report);
         latency(arguments, policy, name, &mut report);
     }
+    if !arguments.skip_emulator {
+        println!("\nOn QEMU's translator: a box of 2 CPUs, the probe with {VCPUS} vCPUs.");
+        emulated(arguments, &mut report)?;
+    }
     report.finish(arguments.report.as_deref())
+}
+
+fn emulated(arguments: &Args, report: &mut Report) -> Result<()> {
+    setup::ensure(&[Group::Emulator, Group::FirmwareToolchain])?;
+    let stage = Stage::build()?;
+    // A signal ends the run that it finds, which leaves nothing behind.
+    let _graceful = Graceful::new();
+    let names = POLICIES.map(|(_, name)| name);
+    locks::rows(&stage, &names, arguments.rounds, report)?;
+    for name in names {
+        shares::rows(&stage, name, report)?;
+        Pair::start(&stage, name, 0)?.latency(report)?;
+    }
+    Ok(())
 }
 
 fn simulation(arguments: &Args, policy: Policy) -> Simulation {
@@ -79,7 +107,7 @@ fn locks(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     let in_vain: u64 = outcomes.iter().map(|it| it.spun_in_vain_ns).sum();
     let rounds: u64 = outcomes.iter().map(|it| it.rounds).sum();
     let row = Row::new(
-        format!("lock, {name}: guest time spun for a holder that does not run"),
+        format!("simulated lock, {name}: guest time spun for a holder that does not run"),
         "%",
         percent(in_vain, ran),
     );
@@ -89,7 +117,7 @@ fn locks(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     });
     let seconds = arguments.seconds as f64;
     report.add(Row::new(
-        format!("lock, {name}: locks taken"),
+        format!("simulated lock, {name}: locks taken"),
         "1/s",
         rounds as f64 / seconds,
     ));
@@ -98,7 +126,7 @@ fn locks(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
         arguments.seconds * SECOND,
     );
     let row = Row::new(
-        format!("lock, {name}: the service's share of CPU 0"),
+        format!("simulated lock, {name}: the service's share of CPU 0"),
         "%",
         share,
     );
@@ -107,14 +135,14 @@ fn locks(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
         let gang = simulation.gang();
         let lost = percent(gang.idle_lost_ns, 2 * arguments.seconds * SECOND);
         report.add(Row::new(
-            "lock, gang: idle lost to the gang, of both CPUs",
+            "simulated lock, gang: idle lost to the gang, of both CPUs",
             "%",
             lost,
         ));
         let skew = gang.skew_ns as f64 / gang.slots.max(1) as f64 / 1e3;
-        report.add(Row::new("lock, gang: skew of a slot", "µs", skew));
+        report.add(Row::new("simulated lock, gang: skew of a slot", "µs", skew));
         report.add(Row::new(
-            "lock, gang: rendezvous missed",
+            "simulated lock, gang: rendezvous missed",
             "",
             gang.missed as f64,
         ));
@@ -127,7 +155,7 @@ fn barrier(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     let outcomes = vcpus.map(|id| simulation.outcome(id));
     let rounds = outcomes.iter().map(|it| it.rounds).sum::<u64>() / 2;
     report.add(Row::new(
-        format!("barrier, {name}: barriers passed"),
+        format!("simulated barrier, {name}: barriers passed"),
         "1/s",
         rounds as f64 / arguments.seconds as f64,
     ));
@@ -154,7 +182,7 @@ fn weights(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
         let (ours, theirs) = (nice(guest).weight(), nice(services).weight());
         let due = percent(u64::from(ours), u64::from(ours + theirs));
         let mut row = Row::new(
-            format!("nice {guest}/{services}, {name}: the guest's share"),
+            format!("simulated nice {guest}/{services}, {name}: the guest's share"),
             "%",
             share,
         )
@@ -182,7 +210,7 @@ fn latency(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     };
     let (idle, busy) = (measure(0), measure(2));
     let mut row = Row::new(
-        format!("{name}: packet latency, p99, guest burning"),
+        format!("simulated packet latency, {name}, guest burning: p99"),
         "ms",
         busy,
     )

@@ -13,6 +13,7 @@ use super::{Args, DISK_BYTES};
 use crate::process::{self, Scratch};
 use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
 use crate::setup::{self, Group};
+use crate::sharing::Sharing;
 use crate::{accel, image};
 
 /// After the timeout, as of `timeout` (GNU coreutils).
@@ -29,6 +30,35 @@ struct Event {
     text: String,
     #[serde(default)]
     status: Option<u32>,
+    #[serde(default)]
+    guest: String,
+    #[serde(default)]
+    sharing: Option<Sharing>,
+}
+
+/// The scheduler's counters over the guest's life.
+#[derive(Default)]
+struct Tasks {
+    first: Option<Sharing>,
+    last: Option<Sharing>,
+}
+
+impl Tasks {
+    fn note(&mut self, status: Event) {
+        let runs = ["init", "ready"].contains(&status.guest.as_str());
+        if let Some(sharing) = status.sharing.filter(|_| runs) {
+            self.first.get_or_insert_with(|| sharing.clone());
+            self.last = Some(sharing);
+        }
+    }
+
+    /// Between the first and the last report, which are up to a second from the guest's beginning and end.
+    fn show(&self) {
+        match self.first.as_ref().zip(self.last.as_ref()) {
+            Some((first, last)) if first != last => eprint!("{}", last.since(first)),
+            _ => eprintln!("the guest did not run for long enough to say what CPU time it had"),
+        }
+    }
 }
 
 /// Runs the command.
@@ -40,8 +70,8 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     let scratch = Scratch::new("once")?;
     let disk = scratch.path().join("disk.img");
     let built = image::build_with(arguments.own_guest()?, None, None)?;
-    let config = super::default_config(Some("custom"), arguments.memory, arguments.vcpus)?
-        + "debug_exit = true\ncom3 = true\n";
+    let ports = "debug_exit = true\ncom3 = true\n";
+    let config = super::default_config(Some("custom"), arguments, ports)?;
     image::with_config(&built.path, &config, &disk, Some(DISK_BYTES))?;
 
     let telemetry = scratch.path().join("telemetry");
@@ -75,6 +105,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
         unread: Vec::new(),
         output: None,
     };
+    let mut tasks = Tasks::default();
     let end = Instant::now() + Duration::from_secs(arguments.timeout);
     loop {
         process::check_interrupted()?;
@@ -83,8 +114,14 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
         guest.copy_output(&output)?;
         for event in events {
             match event.event.as_str() {
-                "guest-stop" => return Ok(verdict(&event)),
+                "guest-stop" => {
+                    if arguments.tasks {
+                        tasks.show();
+                    }
+                    return Ok(verdict(&event));
+                }
                 "problem" => eprintln!("box: {}", event.text),
+                "status" => tasks.note(event),
                 _ => {}
             }
         }
@@ -96,6 +133,9 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
         }
         if Instant::now() > end {
             eprintln!("the guest has not ended after {} s", arguments.timeout);
+            if arguments.tasks {
+                tasks.show();
+            }
             return Ok(ExitCode::from(TIMED_OUT));
         }
     }
@@ -196,6 +236,8 @@ mod tests {
             reason: "why".into(),
             text: String::new(),
             status,
+            guest: String::new(),
+            sharing: None,
         };
         let shown = |status| format!("{:?}", verdict(&stop(status)));
         assert_eq!(shown(Some(85)), format!("{:?}", ExitCode::from(85)));

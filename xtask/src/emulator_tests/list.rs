@@ -244,6 +244,12 @@ pub const ALL: &[Test] = &[
         run: probes::probe_spin_all,
     },
     Test {
+        name: "probe-load",
+        about: "services and vCPUs that want everything share the CPUs, and frames go through",
+        deadline: SHORT,
+        run: probes::probe_load,
+    },
+    Test {
         name: "config-vcpus",
         about: "a number of vCPUs that there cannot be is named with its line",
         deadline: SHORT,

@@ -2,7 +2,7 @@
 //! test has a deadline far beyond what it needs; nothing is measured.
 
 mod boxes;
-mod frames;
+pub mod frames;
 mod list;
 mod once;
 mod pages;
@@ -11,8 +11,8 @@ mod probes;
 mod program;
 mod station;
 mod store;
-mod watch;
-mod wire;
+pub mod watch;
+pub mod wire;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

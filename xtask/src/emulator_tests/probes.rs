@@ -1,9 +1,10 @@
 //! Boxes with the probe as their guest: what it finds, and that the network does not notice what it does.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Trial;
 use super::boxes::{Setup, TestBox, config_with_guest};
+use crate::sharing::Sharing;
 
 /// Starts a box with the probe in this mode.
 fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
@@ -70,6 +71,27 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
     // The box's console answers.
     machine.type_keys(b"help\r")?;
     machine.console("restart")?;
+    machine.forwards()
+}
+
+/// A guest and a service that want everything on every CPU: both have some of it, and the network what it needs.
+pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
+    let keys = "vcpus = 2\npolicy = \"gang\"\n[services]\nload = [0, 1, 7]\n";
+    // The third CPU of the list is not there, and the box says so.
+    let mut machine = probe_with(trial, "burn 60", keys, &["there is no CPU 7"])?;
+    machine.problem("[services] load: there is no CPU 7")?;
+    machine.forwards()?;
+    machine.answers_itself()?;
+    machine.goes_on(2)?;
+    machine.type_keys(b"status\r")?;
+    machine.console("load on CPU 1 ran")?;
+    let sharing = machine.said(|said| said.status().map(|status| status["sharing"].clone()));
+    let sharing: Sharing = serde_json::from_value(sharing.context("no status")?)?;
+    for task in ["network", "vcpu0", "vcpu1", "load0", "load1"] {
+        let times = sharing.tasks.get(task).copied().unwrap_or_default();
+        ensure!(times.run_ns > 0 && times.wait_ns > 0, "{task}: {times:?}");
+    }
+    ensure!(sharing.gang.slots > 0, "the gang never ran as one");
     machine.forwards()
 }
 

@@ -1,11 +1,14 @@
 //! The other end of a box's network port: one Ethernet frame a datagram.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How often it is tried to send a frame.
 const PATIENCE: u32 = 100;
@@ -50,6 +53,30 @@ impl WireEnd {
                 _ => return,
             }
         }
+    }
+
+    /// Sends a frame if there is room for one now.
+    pub fn try_send(&self, frame: &[u8]) -> bool {
+        self.socket.send_to(frame, &self.box_side).is_ok()
+    }
+
+    /// Waits until a frame has come, at most so long. True if one has.
+    ///
+    /// # Errors
+    /// When the socket cannot be waited for.
+    pub fn wait(&self, limit: Duration) -> Result<bool> {
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        let mut sockets = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut sockets, limit) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error).context("cannot wait for a frame"),
+        }
+    }
+
+    /// Copies the next frame that has come, as far as there is room, and gives how much that was.
+    pub fn receive_into(&self, buffer: &mut [u8]) -> Option<usize> {
+        self.socket.recv(buffer).ok()
     }
 
     /// The next frame that has come.

@@ -194,12 +194,15 @@ pub fn sharing(findings: &Findings) -> Sharing {
         vcpus: guest.map_or(0, |guest| guest.vcpus as usize),
         guest: guest.map_or(Nice::default(), |guest| nice(guest.nice)),
         services: config.map_or(Nice::default(), |config| nice(config.services.nice)),
-        cpus: guest.map_or(CpuSet::default(), |guest| {
-            guest.cpus.iter().fold(CpuSet::default(), |set, cpu| {
-                set.with(CpuSet::only(usize::from(*cpu)))
-            })
-        }),
+        cpus: guest.map_or(CpuSet::default(), |guest| set_of(&guest.cpus)),
+        load: config.map_or(CpuSet::default(), |config| set_of(&config.services.load)),
     }
+}
+
+fn set_of(cpus: &[u8]) -> CpuSet {
+    cpus.iter().fold(CpuSet::default(), |set, cpu| {
+        set.with(CpuSet::only(usize::from(*cpu)))
+    })
 }
 
 /// The box's words for the kernel's command line, then the configuration's.

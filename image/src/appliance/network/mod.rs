@@ -38,7 +38,7 @@ const CONSOLE_NS: u64 = 20_000_000;
 const OUTPUT_NS: u64 = 500_000;
 /// When a network port has no interrupt, and while frames wait for room at one.
 const POLL_NS: u64 = 250_000;
-/// The CPU looks for more work this long before it sleeps, after a pass that found some.
+/// The service looks for more work this long before it rests, after a pass that found some: to leave the CPU and take it back costs as much.
 const LINGER_NS: u64 = 20_000;
 /// What decides where frames go.
 enum Forwarder {
@@ -192,16 +192,15 @@ impl Service {
         self.ports.station_mac()
     }
 
-    /// One bounded piece of work. `shares` says that others may want the CPU: then nothing is waited for.
-    pub fn turn(&mut self, shares: bool) -> Turn {
+    /// One bounded piece of work.
+    pub fn turn(&mut self) -> Turn {
         let worked = self.pass();
         let now_ns = clock::now_ns();
         if worked {
             self.last_work_ns = now_ns;
         }
         self.housekeeping(now_ns);
-        let linger_ns = if shares { 0 } else { LINGER_NS };
-        if worked || now_ns.saturating_sub(self.last_work_ns) < linger_ns {
+        if worked || now_ns.saturating_sub(self.last_work_ns) < LINGER_NS {
             return Turn::Busy;
         }
         self.rest()
@@ -239,7 +238,12 @@ impl Service {
     fn housekeeping(&mut self, now_ns: u64) {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
-            telemetry::status(&guest::state(), guest::exits().total(), self.statistics());
+            telemetry::status(
+                &guest::state(),
+                guest::exits().total(),
+                sharing::report(),
+                self.statistics(),
+            );
             self.append_metrics();
             self.next_console_ns = now_ns;
         }

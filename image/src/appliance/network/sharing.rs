@@ -7,8 +7,52 @@ use core::fmt::Write;
 
 use outpost_hv::sched::TaskStatistics;
 use outpost_net::report::Exposition;
+use serde_json::{Value, json};
 
+use crate::appliance::cpus::Counted;
 use crate::appliance::{cpus, guest};
+
+/// Each task with its name.
+fn named(counted: &Counted) -> Vec<(String, &TaskStatistics)> {
+    let vcpus = counted.vcpus.iter().enumerate();
+    let loads = counted.loads.iter();
+    core::iter::once((String::from("network"), &counted.network))
+        .chain(vcpus.map(|(vcpu, task)| (format!("vcpu{vcpu}"), task)))
+        .chain(loads.map(|(cpu, task)| (format!("load{cpu}"), task)))
+        .collect()
+}
+
+/// The same for the telemetry.
+pub fn report() -> Value {
+    let Some(counted) = cpus::counted() else {
+        return Value::Null;
+    };
+    let tasks: serde_json::Map<_, _> = named(&counted)
+        .into_iter()
+        .map(|(name, task)| {
+            let times = json!({
+                "run_ns": task.run_ns,
+                "wait_ns": task.wait_ns,
+                "longest_wait_ns": task.longest_wait_ns,
+                "wakes": task.wakes,
+            });
+            (name, times)
+        })
+        .collect();
+    let gang = &counted.gang;
+    json!({
+        "policy": counted.policy.to_string(),
+        "tasks": tasks,
+        "gang": {
+            "slots": gang.slots,
+            "missed": gang.missed,
+            "broken": gang.broken,
+            "fallbacks": gang.fallbacks,
+            "skew_ns": gang.skew_ns,
+            "idle_ns": gang.idle_lost_ns,
+        },
+    })
+}
 
 /// What each vCPU did, and what the scheduler did with it, for `/metrics`.
 pub fn append(out: &mut Exposition) {
@@ -27,13 +71,7 @@ pub fn append(out: &mut Exposition) {
     let Some(counted) = cpus::counted() else {
         return;
     };
-    let named = counted.vcpus.iter().enumerate().map(|(vcpu, statistics)| {
-        let name = format!("vcpu{vcpu}");
-        (name, statistics)
-    });
-    let tasks: Vec<_> = core::iter::once((String::from("network"), &counted.network))
-        .chain(named)
-        .collect();
+    let tasks = named(&counted);
     type Part = fn(&TaskStatistics) -> u64;
     let parts: [(&str, &str, Part); 4] = [
         (
@@ -125,6 +163,14 @@ pub fn describe() -> String {
             ms(task.wait_ns),
             task.wakes,
             task.migrations
+        );
+    }
+    for (cpu, task) in &counted.loads {
+        let _ = writeln!(
+            text,
+            "load on CPU {cpu} ran {} ms, waited {} ms ([services] load: for measurement)",
+            ms(task.run_ns),
+            ms(task.wait_ns)
         );
     }
     let gang = &counted.gang;

@@ -18,6 +18,8 @@ struct Ticks {
 pub struct Load {
     program: Pid,
     from: Ticks,
+    /// The same with this program as its own.
+    here: Ticks,
 }
 
 impl Load {
@@ -29,6 +31,7 @@ impl Load {
         Ok(Load {
             program,
             from: now(program)?,
+            here: now(Pid::this())?,
         })
     }
 
@@ -42,12 +45,17 @@ impl Load {
         Ok(ticks as f64 / per_second as f64)
     }
 
-    /// The share that other programs have had since, from 0 to 1. The program must still run.
+    /// The share that other programs have had since, this one not counted, from 0 to 1. The program must still run.
     ///
     /// # Errors
     /// `/proc` cannot be read.
     pub fn others(&self) -> Result<f64> {
-        Ok(share(self.from, now(self.program)?))
+        let (to, here) = (now(self.program)?, now(Pid::this())?);
+        let ours = Ticks {
+            own: to.own + here.own.saturating_sub(self.here.own),
+            ..to
+        };
+        Ok(share(self.from, ours))
     }
 }
 

@@ -1,8 +1,9 @@
 //! `cargo xtask bench hv`: the same kernel, ramdisk and work in the same emulated machine, directly on its CPUs, under KVM in
-//! Debian's kernel, and under Outpost. Rounds go through all three, so that what slows this machine slows them alike.
+//! Debian's kernel, and under Outpost. Rounds go through all three, so that what slows this machine slows them alike. Then the
+//! scheduler, with the probe as guest (`bench/probed`).
 
-mod load;
-mod marks;
+pub mod load;
+pub mod marks;
 mod measure;
 mod rows;
 mod ways;
@@ -11,10 +12,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
+use super::probed::packets::Pair;
+use super::probed::{Stage, VCPUS, locks, shares};
+use super::report::Report;
 use crate::image::{self, GuestFiles};
 use crate::process::{self, Graceful, Scratch};
-use crate::progress;
 use crate::setup::{self, Group};
+use crate::{firmware, progress};
 use rows::{Runs, print_run};
 use ways::{Bench, Way};
 
@@ -26,10 +30,13 @@ const REPETITIONS: u32 = 3;
 /// What md5sum works on, in MiB.
 const WORK_MIB: u32 = 64;
 
+/// The services' nice value in a box whose frames come first, whatever the guest does.
+const FORWARDING_FIRST: i8 = -20;
+
 /// `cargo xtask bench hv`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How often each way is run; of everything measured the medians count
+    /// How often each way is run, and the lock of each policy; of everything measured the medians count
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Only these figures (may be given more than once)
@@ -66,6 +73,24 @@ pub enum Figure {
     Md5sum,
     /// The same through a pipe, on all vCPUs
     Pipe,
+    /// The probe: spinning for a lock whose holder does not run, by policy
+    Lock,
+    /// The probe: CPU time of guest and services by nice value
+    Shares,
+    /// The probe: packets through the box while the guest spins
+    Latency,
+    /// The probe: forwarding and console while the guest spins with interrupts off
+    Spin,
+}
+
+impl Figure {
+    /// Whether the guest is the probe.
+    fn is_probes(self) -> bool {
+        matches!(
+            self,
+            Figure::Lock | Figure::Shares | Figure::Latency | Figure::Spin
+        )
+    }
 }
 
 impl Args {
@@ -80,7 +105,12 @@ impl Args {
         }
         ways.push(Way::Outpost);
         // Exits need no direct run.
-        if self.only == [Figure::Idle] {
+        if !self.only.is_empty()
+            && self
+                .only
+                .iter()
+                .all(|it| *it == Figure::Idle || it.is_probes())
+        {
             ways.retain(|way| *way != Way::Direct);
         }
         ways
@@ -110,16 +140,62 @@ impl Args {
 /// It could not be measured, or the report cannot be written.
 pub fn run(arguments: &Args) -> Result<bool> {
     let config = ways::box_config(GUEST, arguments.vcpus, arguments.memory)?;
-    setup::ensure(&[Group::Emulator])?;
-    let scratch = Scratch::new("bench-hv")?;
-    let bench = prepare(arguments, config, &scratch)?;
+    setup::ensure(&[Group::Emulator, Group::FirmwareToolchain])?;
+    let all = arguments.only.is_empty();
+    let linux = all || arguments.only.iter().any(|it| !it.is_probes());
+    let probes = all || arguments.only.iter().any(|it| it.is_probes());
+    let guest = match linux {
+        true => Some(files(GUEST)?),
+        false => None,
+    };
+    let probe = Stage::guest()?;
+    let pins: Vec<_> = guest.iter().chain([&probe]).map(GuestFiles::pin).collect();
+    let efi = firmware::build(&pins)?.bytes;
+    // A signal ends the run that it finds, which leaves nothing behind.
+    let _graceful = Graceful::new();
+    let mut report = Report::new("hv");
+    if let Some(guest) = guest {
+        let scratch = Scratch::new("bench-hv")?;
+        let bench = prepare(arguments, guest, &efi, config, &scratch)?;
+        let runs = run_all(arguments, &bench)?;
+        println!();
+        rows::add(arguments, &runs, &mut report)?;
+    }
+    if probes {
+        println!("\nThe probe with {VCPUS} vCPUs in a box of 2 CPUs:");
+        scheduling(arguments, &Stage::new(efi, probe), &mut report)?;
+    }
+    report.finish(arguments.report.as_deref())
+}
 
+/// The rows of the probe.
+fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()> {
+    if arguments.wants(Figure::Lock) {
+        let policies = ["fair", "balance", "gang"];
+        locks::rows(stage, &policies, arguments.rounds, report)?;
+    }
+    if arguments.wants(Figure::Shares) {
+        shares::rows(stage, "balance", report)?;
+    }
+    if arguments.wants(Figure::Latency) {
+        for policy in ["balance", "gang"] {
+            Pair::start(stage, policy, 0)?.latency(report)?;
+        }
+    }
+    if arguments.wants(Figure::Spin) {
+        for (services_nice, limited) in [(0, false), (FORWARDING_FIRST, true)] {
+            Pair::start(stage, "balance", services_nice)?.rate(limited, report)?;
+        }
+    }
+    Ok(())
+}
+
+/// All rounds of the bench guest.
+fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
     println!(
         "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
         arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
     );
-    // A signal ends the run that it finds, which leaves nothing behind.
-    let _graceful = Graceful::new();
     let mut runs = Runs::default();
     for round in 1..=arguments.rounds {
         for way in arguments.ways() {
@@ -127,22 +203,26 @@ pub fn run(arguments: &Args) -> Result<bool> {
             let what = format!("round {round} of {}, {}", arguments.rounds, way.name());
             let spinner = progress::spinner(what.clone());
             let doing = |work: &str| spinner.set_message(format!("{what}: {work}"));
-            let seen = measure::measure(&bench, way, &doing)?;
+            let seen = measure::measure(bench, way, &doing)?;
             spinner.finish_and_clear();
             print_run(round, way, &seen);
             runs.add(way, seen)?;
         }
     }
-    println!();
-    let report = rows::report(arguments, &runs)?;
-    report.finish(arguments.report.as_deref())
+    Ok(runs)
 }
 
-fn prepare(arguments: &Args, config: String, scratch: &Scratch) -> Result<Bench> {
-    let files = |name: &str| -> Result<GuestFiles> {
-        image::guest_files(name)?.with_context(|| format!("the guest {name} has no files"))
-    };
-    let plain = files(GUEST)?;
+fn files(name: &str) -> Result<GuestFiles> {
+    image::guest_files(name)?.with_context(|| format!("the guest {name} has no files"))
+}
+
+fn prepare(
+    arguments: &Args,
+    plain: GuestFiles,
+    efi: &[u8],
+    config: String,
+    scratch: &Scratch,
+) -> Result<Bench> {
     let kvm = match arguments.skip_kvm {
         true => None,
         false => Some(files(KVM_HOST)?),
@@ -158,7 +238,7 @@ fn prepare(arguments: &Args, config: String, scratch: &Scratch) -> Result<Bench>
         ..plain.clone()
     };
     let image = scratch.path().join("outpost.img");
-    image::build_with(Some(guest.clone()), None, Some(&image))?;
+    image::assemble(efi, &config, Some(&guest.slot()?), &image)?;
     Ok(Bench {
         direct_cmdline: plain.command_line + &arguments.words(false),
         guest,

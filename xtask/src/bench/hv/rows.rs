@@ -89,29 +89,28 @@ pub fn print_run(round: u32, way: Way, seen: &Seen) {
     println!("{text}");
 }
 
-/// The rows; each is printed.
+/// Adds the rows of the bench guest.
 ///
 /// # Errors
 /// A figure is missing.
-pub fn report(arguments: &Args, runs: &Runs) -> Result<Report> {
-    let mut report = Report::new("hv");
+pub fn add(arguments: &Args, runs: &Runs, report: &mut Report) -> Result<()> {
     let table = Table { arguments, runs };
     if arguments.wants(Figure::Boot) {
-        table.boot(&mut report)?;
+        table.boot(report)?;
     }
     if arguments.wants(Figure::Idle) {
-        table.idle(&mut report)?;
+        table.idle(report)?;
     }
     if arguments.wants(Figure::Md5sum) {
         let name = format!("md5sum of {WORK_MIB} MiB in tmpfs, one vCPU");
-        table.work(MD5SUM, &name, 1.05, &mut report)?;
+        table.work(MD5SUM, &name, 1.05, report)?;
     }
     if arguments.wants(Figure::Pipe) {
         let name = format!(
             "{WORK_MIB} MiB from dd to md5sum, {} vCPUs",
             arguments.vcpus
         );
-        table.work(PIPE, &name, 1.3, &mut report)?;
+        table.work(PIPE, &name, 1.3, report)?;
     }
     let others = median(runs.runs.values().flatten().map(|seen| seen.others)).unwrap_or_default();
     if others > BUSY {
@@ -120,7 +119,7 @@ pub fn report(arguments: &Args, runs: &Runs) -> Result<Report> {
             100.0 * others
         );
     }
-    Ok(report)
+    Ok(())
 }
 
 struct Table<'a> {

@@ -75,13 +75,14 @@ pub fn guest_stopped(reason: &str, status: Option<u32>) {
     send(line.to_string());
 }
 
-/// How things stand. `net` is the WAN stack's statistics, `exits` how often the guest left for the hypervisor.
-pub fn status(guest: &str, exits: u64, net: Value) {
+/// How things stand. `net` is the WAN stack's statistics, `exits` how often the guest left for the hypervisor, `memory` what is in use.
+pub fn status(guest: &str, exits: u64, memory: Value, net: Value) {
     let line = json!({
         "event": "status",
         "ms": clock::now_ms(),
         "guest": guest,
         "guest_exits": exits,
+        "memory": memory,
         "net": net,
     });
     send(line.to_string());

@@ -3,6 +3,7 @@
 
 mod boxes;
 mod frames;
+mod guest;
 mod list;
 mod once;
 mod pages;

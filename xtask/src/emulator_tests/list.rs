@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, guest, once, pages, pair, probes, program, store};
+use super::{Test, Trial, dmesg, frames, guest, once, pages, pair, probes, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -32,6 +32,12 @@ pub const ALL: &[Test] = &[
         about: "boot --once: the guest's serial port on stdout, its status as the exit status",
         deadline: BUILDS,
         run: once::once_command,
+    },
+    Test {
+        name: "dmesg",
+        about: "Debian's stock kernel warns of nothing in a box that it does not warn of on QEMU itself",
+        deadline: BUILDS,
+        run: dmesg::stock_kernel,
     },
     Test {
         name: "guest-disk",

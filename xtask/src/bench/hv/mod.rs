@@ -5,7 +5,7 @@ mod load;
 mod marks;
 mod measure;
 mod rows;
-mod ways;
+pub mod ways;
 
 use std::path::PathBuf;
 

@@ -1,12 +1,14 @@
 //! Sharing out memory: the guest's runs first, all the rest to the heap. Prints who has how much.
 
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
 use outpost_config::Config;
 
 use crate::firmware::Findings;
+use crate::machine::cpu::Path;
 use crate::machine::{heap, paging};
 use crate::output;
 
@@ -43,6 +45,21 @@ impl Use {
             ("dictionary's index", self.index),
             ("the box but guest and index", self.rest),
         ]);
+    }
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "memory {} KiB, and {} KiB of dictionary index; allocations",
+            self.rest >> 10,
+            self.index >> 10
+        )?;
+        Path::ALL.iter().try_for_each(|path| {
+            let count = heap::allocations(*path);
+            write!(f, " {} {count}", path.name())
+        })
     }
 }
 

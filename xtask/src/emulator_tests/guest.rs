@@ -188,7 +188,10 @@ pub fn memory_is_bounded(trial: &mut Trial<'_>) -> Result<()> {
         before == after,
         "allocations on {paths:?}: {before:?} before the guest worked and frames crossed, {after:?} afterwards"
     );
-    takes_no_more(&machine)
+    takes_no_more(&machine)?;
+    machine.type_keys(b"\x14status\r")?;
+    machine.console("allocations other")?;
+    Ok(())
 }
 
 /// Fails if the box takes more than [`BOX_BYTES`].

@@ -470,11 +470,12 @@ impl Service {
         let up_ms = clock::now_ms().max(1);
         let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}\n{}{:#}",
+            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\n{}\nguest {}\n{}{:#}",
             up_ms / 1000,
             up_ms % 1000,
             entry::deepest_stack() >> 10,
             entry::STACK_BYTES >> 10,
+            self.memory(),
             guest::state(),
             sharing::describe(),
             self.statistics()

@@ -1,9 +1,12 @@
 //! One connection: an ordinary TCP socket, moved to and from a tunnel stream.
 
 use std::cell::RefCell;
+use std::future::{Future as _, pending, poll_fn};
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use outpost_net::FlowKey;
@@ -71,8 +74,6 @@ struct Socket {
 impl Socket {
     /// `early`: bytes that were read from it before.
     fn new(hub: &Rc<Hub>, tcp: TcpStream, early: &[u8]) -> Socket {
-        // Blocks are written whole as soon as they are there: waiting for more helps nobody.
-        let _ = tcp.set_nodelay(true);
         if hub.slots.borrow().len() <= ROOMY && hub.wire.allows(ROOM) {
             let _ = SockRef::from(&tcp).set_recv_buffer_size(ROOM);
         }
@@ -129,6 +130,11 @@ impl Socket {
     fn reset(self) {
         reset(&self.tcp);
     }
+}
+
+/// Blocks are written whole as soon as they are there: waiting for more helps nobody. What a listener accepts is as it is.
+pub fn without_delay(socket: &TcpSocket) {
+    let _ = SockRef::from(socket).set_tcp_nodelay(true);
 }
 
 /// What is closed after this is closed by an RST.
@@ -190,7 +196,11 @@ impl Host for Socket {
         Some(self.hub.now())
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, last: bool) {
+        // Closing sends the same, and the host is woken once.
+        if last {
+            return;
+        }
         let _ = SockRef::from(&self.tcp).shutdown(std::net::Shutdown::Write);
     }
 }
@@ -238,7 +248,7 @@ pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Ope
             let answer = hub.session.borrow_mut().answer(stream, &mut pump);
             match answer {
                 Ok(Some(())) => return Ok(()),
-                Ok(None) => slot.wake.notified().await,
+                Ok(None) => slot.wake.given().await,
                 Err(code) => return Err(End::of(code)),
             }
         }
@@ -328,6 +338,7 @@ pub async fn connect(server: SocketAddrV4, client: Option<SocketAddrV4>) -> io::
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let socket = TcpSocket::new_v4()?;
+    without_delay(&socket);
     // A client on the branch's own machine has an address that means another machine here.
     let client = client.filter(|it| !it.ip().is_loopback() && !it.ip().is_unspecified());
     if let Some(client) = client {
@@ -348,8 +359,53 @@ async fn abandoned(slot: &Slot) -> Code {
         if let Some(code) = slot.reset.get() {
             return code;
         }
-        slot.wake.notified().await;
+        slot.wake.given().await;
     }
+}
+
+/// What ends a flow's rest.
+enum Woken {
+    /// The tunnel or the host has something, or room for something.
+    ToGoOn,
+    /// The host, which had finished, has reset its connection. Before it has finished, that is found by reading: what came
+    /// before the reset is read first.
+    ByReset,
+    /// The end of the stream could not be decoded in time.
+    TooLate,
+}
+
+/// Waits until a flow can go on.
+async fn wait(socket: &Socket, slot: &Slot, awaits_last_bytes: bool) -> Woken {
+    // Most rests are in the middle of a flow, and then none of this is made.
+    let mut at_the_end = pin!(async {
+        let reset = async {
+            match socket.has_ended {
+                true => broken(&socket.tcp).await,
+                false => pending().await,
+            }
+        };
+        if !awaits_last_bytes {
+            reset.await;
+            return Woken::ByReset;
+        }
+        match tokio::time::timeout(DECODE_TIMEOUT, reset).await {
+            Ok(()) => Woken::ByReset,
+            Err(_) => Woken::TooLate,
+        }
+    });
+    poll_fn(|context| {
+        let can_go_on = slot.wake.poll(context).is_ready()
+            || (socket.read_blocked && socket.tcp.poll_read_ready(context).is_ready())
+            || (socket.write_blocked && socket.tcp.poll_write_ready(context).is_ready());
+        if can_go_on {
+            return Poll::Ready(Woken::ToGoOn);
+        }
+        if socket.has_ended || awaits_last_bytes {
+            return at_the_end.as_mut().poll(context);
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Moves bytes both ways until the flow is over.
@@ -413,15 +469,10 @@ async fn run(
             tokio::task::yield_now().await;
             continue;
         }
-        tokio::select! {
-            _ = socket.tcp.readable(), if socket.read_blocked => {}
-            _ = socket.tcp.writable(), if socket.write_blocked => {}
-            () = slot.wake.notified() => {}
-            // What came before the RST is read first, and then the error.
-            () = broken(&socket.tcp), if socket.read_blocked || socket.has_ended => {
-                socket.is_broken |= socket.has_ended;
-            }
-            () = tokio::time::sleep(DECODE_TIMEOUT), if pump.awaits_last_bytes() => {
+        match wait(&socket, slot, pump.awaits_last_bytes()).await {
+            Woken::ToGoOn => {}
+            Woken::ByReset => socket.is_broken = true,
+            Woken::TooLate => {
                 hub.session.borrow_mut().refuse(stream, Code::Undecodable);
                 break End::Undecodable;
             }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use outpost_net::FlowKey;
@@ -26,7 +27,7 @@ pub struct Slot {
     /// Who talks to whom.
     pub key: FlowKey,
     /// The tunnel has something for the flow.
-    pub wake: Notify,
+    pub wake: Signal,
     /// The peer has reset the stream, or the tunnel is gone.
     pub reset: Cell<Option<Code>>,
     /// What has gone through it.
@@ -35,6 +36,41 @@ pub struct Slot {
     pub stage: Cell<&'static str>,
     /// Since when it is there.
     pub begun: std::time::Instant,
+}
+
+/// Wakes the one task that waits for it, or the next that does. Of this thread only, which makes it cheap.
+#[derive(Default)]
+pub struct Signal {
+    given: Cell<bool>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl Signal {
+    /// Wakes the task that waits, or lets the next wait end at once.
+    pub fn give(&self) {
+        self.given.set(true);
+        if let Some(waker) = self.waiting.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was given since this was last ready.
+    pub fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.given.replace(false) {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        match &mut *waiting {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Waits until it is given.
+    pub async fn given(&self) {
+        std::future::poll_fn(|context| self.poll(context)).await;
+    }
 }
 
 /// How flows ended, and how many there were.
@@ -116,7 +152,7 @@ impl Hub {
     pub fn enter(&self, stream: StreamId, key: FlowKey) -> Rc<Slot> {
         let slot = Rc::new(Slot {
             key,
-            wake: Notify::new(),
+            wake: Signal::default(),
             reset: Cell::new(None),
             numbers: Cell::default(),
             stage: Cell::new("opening"),
@@ -219,13 +255,13 @@ impl Hub {
                 }
                 Some(Notice::Wake(stream)) => {
                     if let Some(slot) = self.slots.borrow().get(&stream) {
-                        slot.wake.notify_one();
+                        slot.wake.give();
                     }
                 }
                 Some(Notice::Reset(stream, code)) => {
                     if let Some(slot) = self.slots.borrow().get(&stream) {
                         slot.reset.set(Some(code));
-                        slot.wake.notify_one();
+                        slot.wake.give();
                     }
                 }
                 Some(Notice::WrongKey(wrong)) => log::warn!("{}: {wrong}", self.name),
@@ -237,7 +273,7 @@ impl Hub {
     fn end_all(&self) {
         for (_, slot) in self.slots.borrow_mut().drain() {
             slot.reset.set(Some(flow::TUNNEL_DOWN));
-            slot.wake.notify_one();
+            slot.wake.give();
         }
     }
 }
@@ -296,5 +332,42 @@ impl Sending {
         self.count = 0;
         self.closed = false;
         self.take_next();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::{Context, Poll, Wake};
+
+    use super::Signal;
+
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_signal_wakes_who_waits_and_is_kept_for_who_does_not_yet() {
+        let count = Arc::new(Count(AtomicU32::new(0)));
+        let waker = count.clone().into();
+        let mut context = Context::from_waker(&waker);
+        let signal = Rc::new(Signal::default());
+        signal.give();
+        signal.give();
+        assert_eq!(signal.poll(&mut context), Poll::Ready(()), "kept, once");
+        let mut given = pin!(signal.given());
+        assert!(given.as_mut().poll(&mut context).is_pending());
+        assert!(given.as_mut().poll(&mut context).is_pending());
+        assert_eq!(count.0.load(Ordering::Relaxed), 0);
+        signal.give();
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "woken once");
+        assert!(given.as_mut().poll(&mut context).is_ready());
     }
 }

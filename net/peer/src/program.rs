@@ -467,6 +467,7 @@ fn listen(at: SocketAddrV4, place: &[Step<'static>]) -> Result<TcpListener, Star
     let listener = || {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
+        flow::without_delay(&socket);
         socket.bind(at.into())?;
         socket.listen(1024)
     };

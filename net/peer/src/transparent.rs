@@ -40,6 +40,7 @@ pub struct Routes {
 pub fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
+    flow::without_delay(&socket);
     if let Err(error) = SockRef::from(&socket).set_ip_transparent_v4(true) {
         log::warn!(
             "[transparent]: {error}: without CAP_NET_ADMIN only REDIRECT rules work, no TPROXY"

@@ -22,6 +22,8 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// The socket.
 pub struct Wire {
     socket: UdpSocket,
+    /// Bytes of the kernel's, as the system allowed them.
+    receive_buffer: usize,
     state: UdpSocketState,
     buffer: RefCell<Vec<u8>>,
     hubs: RefCell<Vec<Rc<Hub>>>,
@@ -42,8 +44,11 @@ impl Wire {
         // As much as the system allows: what does not fit is lost, and sent again.
         let _ = SockRef::from(&socket).set_recv_buffer_size(SOCKET_BUFFER);
         let _ = SockRef::from(&socket).set_send_buffer_size(SOCKET_BUFFER);
+        // Linux shows twice what was asked for.
+        let receive_buffer = SockRef::from(&socket).recv_buffer_size()? / 2;
         Ok(Rc::new(Wire {
             socket,
+            receive_buffer,
             state,
             buffer: RefCell::new(vec![0; BATCH_BYTES.next_multiple_of(65_536)]),
             hubs: RefCell::default(),
@@ -56,10 +61,7 @@ impl Wire {
 
     /// Whether the system lets sockets have receive buffers of so many bytes (`net.core.rmem_max`).
     pub fn allows(&self, bytes: usize) -> bool {
-        // Linux shows twice what was asked for.
-        SockRef::from(&self.socket)
-            .recv_buffer_size()
-            .is_ok_and(|size| size / 2 >= bytes)
+        self.receive_buffer >= bytes
     }
 
     /// Makes a peer known.

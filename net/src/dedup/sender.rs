@@ -440,6 +440,11 @@ impl<S: Store> Sender<S> {
         self.reads = most;
     }
 
+    /// How many of them are left.
+    pub(super) fn reads_left(&self) -> u32 {
+        self.reads
+    }
+
     /// Makes the bytes around `position` readable, if they are in the log. If it is not `known` that they are wanted, only so
     /// many times.
     #[cold]

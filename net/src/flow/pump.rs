@@ -23,7 +23,7 @@ const KEPT: usize = 16 * 1024;
 pub enum Turn {
     /// As much as keeps nobody waiting, though all flows have one at once.
     Short,
-    /// A whole block, or four of a repeat: for flows that have them one at a time.
+    /// Two whole blocks, or eight of a repeat: for flows that have them one at a time.
     Long,
 }
 
@@ -31,7 +31,7 @@ impl Turn {
     fn bytes(self) -> usize {
         match self {
             Turn::Short => TURN,
-            Turn::Long => MAX_BLOCK,
+            Turn::Long => 2 * MAX_BLOCK,
         }
     }
 }
@@ -57,8 +57,9 @@ pub trait Host {
     fn read(&mut self, take: impl FnOnce(&[u8]) -> usize) -> Incoming;
     /// Takes bytes for the host; gives how many there was room for.
     fn write(&mut self, bytes: &[u8]) -> usize;
-    /// Closes the way to the host, after what was written.
-    fn finish(&mut self);
+    /// Closes the way to the host, after what was written. `last`: nothing else happens to the connection, which its owner closes
+    /// next, so that an owner who closes in order need not do it here.
+    fn finish(&mut self, last: bool);
     /// What time it is, if there is a clock to see how long encoding takes.
     fn clock(&self) -> Option<Instant> {
         None
@@ -235,7 +236,7 @@ impl Pump {
             }
             if self.peer_finished {
                 if self.decoder.is_complete() && !self.finished_to_host {
-                    host.finish();
+                    host.finish(self.stream_finished);
                     self.finished_to_host = true;
                 }
                 return Ok(false);

@@ -234,7 +234,7 @@ impl Connection {
         let rest = response.get(*taken..).unwrap_or_default();
         *taken += self.tcp.write(rest);
         if *taken == response.len() {
-            self.tcp.finish();
+            self.tcp.finish(false);
             self.stage = Stage::Closing;
         }
         if self.tcp.wants_buffers() {

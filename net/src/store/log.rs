@@ -5,6 +5,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::ops::Range;
 
 use super::disk::{Disk, Opened};
@@ -71,7 +72,7 @@ pub(super) struct Frame {
     /// Pages that are newer here than on the device.
     pub dirty: u32,
     /// When it was used last.
-    pub used: u64,
+    pub used: Cell<u64>,
 }
 
 /// One direction's log. It reads and writes the device when it is asked to, and never waits for anything else.
@@ -297,7 +298,8 @@ impl DiskLog {
             return;
         };
         let number = core::mem::replace(&mut frame.segment, NONE);
-        (frame.valid, frame.dirty, frame.used) = (0, 0, 0);
+        (frame.valid, frame.dirty) = (0, 0);
+        frame.used.set(0);
         let place = self.place(number);
         if let Some(entry) = self.table.get_mut(place)
             && *entry as usize == index + 1
@@ -324,7 +326,7 @@ impl DiskLog {
             }
         };
         if let Some(frame) = self.frames.get_mut(index) {
-            frame.used = self.clock;
+            frame.used.set(self.clock);
         }
         index
     }
@@ -336,7 +338,7 @@ impl DiskLog {
                 bytes: vec![0; SEGMENT],
                 valid: 0,
                 dirty: 0,
-                used: 0,
+                used: Cell::new(0),
             });
             return self.frames.len() - 1;
         }
@@ -344,7 +346,9 @@ impl DiskLog {
         let newest = self.head.saturating_sub(1) >> SEGMENT_BITS;
         let oldest = self.frames.iter().enumerate();
         let oldest = oldest.filter(|(_, frame)| frame.segment != newest);
-        let index = oldest.min_by_key(|(_, it)| it.used).map_or(0, |(at, _)| at);
+        let index = oldest
+            .min_by_key(|(_, it)| it.used.get())
+            .map_or(0, |(at, _)| at);
         self.write_out(index);
         self.give_up_dirty(index);
         self.vacate(index);
@@ -379,6 +383,7 @@ impl Store for DiskLog {
         let Some(frame) = self.frame_of(number).and_then(|it| self.frames.get(it)) else {
             return &[];
         };
+        frame.used.set(self.clock);
         let start = Self::offset(position);
         let page = start / PAGE;
         let run = (frame.valid >> page).trailing_ones() as usize;
@@ -397,6 +402,7 @@ impl Store for DiskLog {
         let Some(frame) = self.frame_of(number).and_then(|it| self.frames.get(it)) else {
             return &[];
         };
+        frame.used.set(self.clock);
         let end = Self::offset(last) + 1;
         let page = (end - 1) / PAGE;
         let run = (frame.valid << (PAGES - 1 - page)).leading_ones() as usize;

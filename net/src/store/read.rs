@@ -7,7 +7,8 @@ use super::layout::{
 use super::log::DiskLog;
 use crate::dedup::ranges::RangeSet;
 
-/// Pages read at once when the page before, or the one after, is in memory: somebody is following.
+/// Pages read at once, at most, when those before, or after, are in memory: as many as are, for the longer somebody has been
+/// following, the longer it will go on.
 const AHEAD: usize = 8;
 
 impl DiskLog {
@@ -27,14 +28,8 @@ impl DiskLog {
             lost.insert(page_range(number, page));
             return;
         }
-        let before = match page.checked_sub(1) {
-            Some(before) => self.has(number, before),
-            None => number > 0 && self.has(number - 1, PAGES - 1),
-        };
-        let after = match page + 1 {
-            PAGES => self.has(number + 1, 0),
-            after => self.has(number, after),
-        };
+        let before = self.run_before(number, page).min(AHEAD);
+        let after = self.run_after(number, page).min(AHEAD);
         let index = self.take_frame(number);
         let valid = self.frames.get(index).map_or(0, |frame| frame.valid);
         if valid >> page & 1 == 1 {
@@ -42,12 +37,12 @@ impl DiskLog {
         }
         let wanted = |at: usize| valid >> at & 1 == 0 && is_there(self, at);
         let (mut first, mut end) = (page, page + 1);
-        if before {
-            while end < PAGES && end - first < AHEAD && wanted(end) {
+        if before > 0 {
+            while end < PAGES && end - first < before && wanted(end) {
                 end += 1;
             }
-        } else if after {
-            while first > 0 && end - first < AHEAD && wanted(first - 1) {
+        } else {
+            while first > 0 && end - first < after && wanted(first - 1) {
                 first -= 1;
             }
         }
@@ -64,10 +59,28 @@ impl DiskLog {
         }
     }
 
-    /// Whether a page is in memory.
-    fn has(&self, number: u64, page: usize) -> bool {
+    /// Which pages of a segment are in memory.
+    fn valid_pages(&self, number: u64) -> u32 {
         let frame = self.frame_of(number).and_then(|it| self.frames.get(it));
-        frame.is_some_and(|frame| frame.valid >> page & 1 == 1)
+        frame.map_or(0, |frame| frame.valid)
+    }
+
+    /// Pages in memory right before this one, of one segment.
+    fn run_before(&self, number: u64, page: usize) -> usize {
+        let pages = match page {
+            0 => number.checked_sub(1).map_or(0, |it| self.valid_pages(it)),
+            page => self.valid_pages(number) << (PAGES - page),
+        };
+        pages.leading_ones() as usize
+    }
+
+    /// Pages in memory right after this one, of one segment.
+    fn run_after(&self, number: u64, page: usize) -> usize {
+        let pages = match page + 1 {
+            PAGES => self.valid_pages(number + 1),
+            next => self.valid_pages(number) >> next,
+        };
+        pages.trailing_ones() as usize
     }
 
     fn load_pages(&mut self, index: usize, first: usize, end: usize) -> bool {

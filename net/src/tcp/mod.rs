@@ -455,7 +455,7 @@ impl Host for Tcp {
         self.socket().send_slice(bytes).unwrap_or(0)
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self, _last: bool) {
         if self.is_small() {
             self.wants_buffers = true;
             self.finish_wanted = true;

@@ -3,6 +3,7 @@
 mod crash;
 mod device;
 mod ends;
+mod frames;
 mod trouble;
 
 use alloc::rc::Rc;

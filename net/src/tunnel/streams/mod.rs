@@ -16,6 +16,11 @@ use send::SendHalf;
 /// What either side may send on a stream before it hears of a larger window: small, because as much is set aside for
 /// every stream, whether its reader reads or not.
 const INITIAL_STREAM_WINDOW: u64 = 32 << 10;
+/// What a new stream's window is made at once, which the other side hears with the stream's first bytes or the first answer: a
+/// whole block of the dictionary's coders, which would otherwise wait for a round trip in its middle…
+const EARLY_STREAM_WINDOW: u64 = 128 << 10;
+/// …while so small a part of the memory that all streams share is promised: many readers that have stopped must not fill it.
+const EARLY_PART: u64 = 4;
 /// The window of a stream grows to this at most: 100 Mbit/s × 300 ms is 3.75 MB, as much may queue, and twice that is
 /// held while something lost is on its way again.
 const MAX_STREAM_WINDOW: u64 = 16 << 20;
@@ -243,7 +248,7 @@ impl Streams {
     }
 
     fn insert(&mut self, number: u64) {
-        let stream = Stream {
+        let mut stream = Stream {
             send: SendHalf::new(INITIAL_STREAM_WINDOW),
             receive: ReceiveHalf::new(INITIAL_STREAM_WINDOW),
             queue: Queue::None,
@@ -258,6 +263,12 @@ impl Streams {
             writable_queued: false,
             wants_room: false,
         };
+        let promised = self.granted + EARLY_STREAM_WINDOW;
+        if is_counted(number) && promised <= self.receive_memory / EARLY_PART {
+            stream.receive.widen(EARLY_STREAM_WINDOW);
+            stream.window_update_queued = true;
+            self.control.push_back(Control::MaxStreamData(number));
+        }
         self.granted += stream.receive.granted();
         self.streams.insert(number, Box::new(stream));
     }
@@ -394,8 +405,11 @@ impl Streams {
 
     /// Queues MAX_DATA and MAX_STREAMS when the peer should hear of them.
     fn queue_connection_updates(&mut self) {
-        let limit = self.consumed + self.receive_memory;
-        if !self.max_data_queued && limit >= self.received_limit + self.receive_memory / 4 {
+        // A quarter of the window at a time, or less when readers that have stopped leave the others less than that.
+        let more = (self.consumed + self.receive_memory).saturating_sub(self.received_limit);
+        let left = self.received_limit.saturating_sub(self.received);
+        let worthwhile = (self.receive_memory / 4).min(left.max(MIN_STREAM_WINDOW));
+        if !self.max_data_queued && more >= worthwhile {
             self.max_data_queued = true;
             self.control.push_back(Control::MaxData);
         }

@@ -55,6 +55,12 @@ impl ReceiveHalf {
         }
     }
 
+    /// A larger window than a new stream has.
+    pub(super) fn widen(&mut self, window: u64) {
+        self.window = self.window.max(window);
+        self.limit = self.limit.max(self.base + self.window);
+    }
+
     /// Bytes that the peer may make us hold: those that it has sent and those that it still may send.
     pub(super) fn granted(&self) -> u64 {
         if self.aborted {

@@ -2,16 +2,20 @@
 //! clients in front of the other. What comes out is compared with what went in, every byte.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::time::ClockId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
 
 use super::relay::{HEADERS, Relay};
 use crate::process::{self, Process, Scratch};
@@ -177,20 +181,11 @@ impl Offices {
         let cpu = self.cpu_times()?;
         let entry = self.entry;
         let sent = if at_once {
-            std::thread::scope(|scope| {
-                let clients: Vec<_> = payloads
-                    .iter()
-                    .map(|payload| scope.spawn(move || send(entry, payload)))
-                    .collect();
-                clients
-                    .into_iter()
-                    .try_for_each(|client| client.join().unwrap_or_else(|_| bail!("a client died")))
-            })
+            send_at_once(entry, payloads)
         } else {
-            payloads.iter().try_for_each(|payload| {
-                process::check_interrupted()?;
-                send(entry, payload)
-            })
+            payloads
+                .iter()
+                .try_for_each(|payload| send_at_once(entry, &[payload]))
         };
         sent.map_err(|error| self.with_log(error))?;
         let mut arrived = Vec::new();
@@ -385,7 +380,7 @@ fn keys(program: &Path) -> Result<(String, String)> {
 /// A loopback address that is free for TCP and UDP now.
 fn free_address() -> Result<SocketAddr> {
     loop {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         if UdpSocket::bind(address).is_ok() {
             return Ok(address);
@@ -393,43 +388,79 @@ fn free_address() -> Result<SocketAddr> {
     }
 }
 
-/// A server that gives what each connection brought.
+/// A server that keeps what each connection brings. It is one thread that sleeps only when none has anything: a thread for each
+/// would have to be woken for each, at the cost of the program that is measured, as no host behind a network would.
 fn serve() -> Result<(SocketAddr, Receiver<std::io::Result<Vec<u8>>>)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     let (sender, received) = mpsc::channel();
+    let runtime = one_thread()?;
     std::thread::Builder::new()
         .name("server".into())
-        .spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let sender = sender.clone();
-                std::thread::spawn(move || receive(connection, &sender));
-            }
-        })?;
+        .spawn(move || runtime.block_on(accept(listener, sender)))?;
     Ok((address, received))
 }
 
-fn receive(mut connection: TcpStream, sender: &Sender<std::io::Result<Vec<u8>>>) {
+async fn accept(
+    listener: std::net::TcpListener,
+    sender: Sender<std::io::Result<Vec<u8>>>,
+) -> std::io::Result<Infallible> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        let (connection, _) = listener.accept().await?;
+        tokio::spawn(receive(connection, sender.clone()));
+    }
+}
+
+async fn receive(mut connection: TcpStream, sender: Sender<std::io::Result<Vec<u8>>>) {
     let mut bytes = Vec::new();
-    let result = connection.read_to_end(&mut bytes).map(|_| bytes);
+    let result = connection.read_to_end(&mut bytes).await.map(|_| bytes);
     // Nobody listens any more when the run is over.
     let _ = sender.send(result);
 }
 
-fn send(entry: SocketAddr, payload: &[u8]) -> Result<()> {
-    let mut connection = TcpStream::connect(entry).context("the branch does not accept")?;
-    let mut all = || {
-        connection.write_all(payload)?;
-        connection.shutdown(Shutdown::Write)?;
-        connection.set_read_timeout(Some(LIMIT))?;
-        connection.read_to_end(&mut Vec::new())
+/// Sends all at once, each over a connection of its own, from one thread, as [`serve`] is one.
+fn send_at_once(entry: SocketAddr, payloads: &[&[u8]]) -> Result<()> {
+    one_thread()?.block_on(async {
+        let mut clients = JoinSet::new();
+        for payload in payloads {
+            clients.spawn(send(entry, payload.to_vec()));
+        }
+        loop {
+            tokio::select! {
+                client = clients.join_next() => match client {
+                    Some(sent) => sent.context("a client died")??,
+                    None => return Ok(()),
+                },
+                () = tokio::time::sleep(Duration::from_millis(200)) => process::check_interrupted()?,
+            }
+        }
+    })
+}
+
+async fn send(entry: SocketAddr, payload: Vec<u8>) -> Result<()> {
+    let mut connection = TcpStream::connect(entry)
+        .await
+        .context("the branch does not accept")?;
+    let all = async {
+        connection.write_all(&payload).await?;
+        connection.shutdown().await?;
+        let mut answer = Vec::new();
+        tokio::time::timeout(LIMIT, connection.read_to_end(&mut answer)).await?
     };
-    let answered = all().context("a client's connection broke")?;
+    let answered = all.await.context("a client's connection broke")?;
     ensure!(
         answered == 0,
         "the server sends nothing, and {answered} bytes arrived"
     );
     Ok(())
+}
+
+fn one_thread() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
 }
 
 fn metrics(management: SocketAddr) -> Result<Metrics> {

@@ -1,0 +1,84 @@
+//! What stays in memory, and how much is read for what.
+
+use alloc::vec::Vec;
+
+use super::device::Memory;
+use super::*;
+use crate::dedup::tests::simulation::{Rng, World, noise};
+use crate::dedup::{Encoder, Flush, Receiver, Sender};
+use crate::store::layout::SEGMENT;
+
+/// A window of 15 MiB in each direction, of which 4 MiB are in memory.
+const SIZE: u64 = 4 * Disk::LEAST_BYTES;
+
+fn write_segments(log: &mut DiskLog, count: usize) {
+    for _ in 0..count {
+        let at = log.head();
+        log.write(at, &bytes(1, at..at + SEGMENT as u64));
+    }
+}
+
+#[test]
+fn a_segment_in_use_outlives_newer_ones() {
+    let mut log = open_log(&Memory::new(SIZE), Direction::Sending);
+    write_segments(&mut log, 2);
+    for _ in 0..6 {
+        assert!(!log.forward(100).is_empty(), "somebody uses the first one");
+        write_segments(&mut log, 1);
+    }
+    assert!(!log.forward(100).is_empty());
+    assert!(log.forward(SEGMENT as u64 + 100).is_empty());
+}
+
+#[test]
+fn reading_ahead_grows_while_somebody_follows() {
+    let mut log = open_log(&Memory::new(SIZE), Direction::Sending);
+    write_segments(&mut log, 8);
+    let mut lost = RangeSet::default();
+    let mut pages_for = |page: usize| {
+        let before = log.statistics().store_read_bytes;
+        log.bring((page * PAGE) as u64, &mut lost);
+        (log.statistics().store_read_bytes - before) as usize / PAGE
+    };
+    let forward: Vec<usize> = [0, 1, 2, 4, 8, 16].map(&mut pages_for).into();
+    assert_eq!(forward, [1, 1, 2, 4, 8, 8]);
+    // Towards the start of the next segment as well.
+    let pages = SEGMENT / PAGE;
+    let backward: Vec<usize> = [1, 2, 3, 5, 9]
+        .map(|back| pages_for(2 * pages - back))
+        .into();
+    assert_eq!(backward, [1, 1, 2, 4, 8]);
+    assert!(lost.is_empty());
+}
+
+/// Each anchor points to a place on the device that is alike for a kilobyte only: that is not worth reading it every time.
+#[test]
+fn places_that_give_little_are_hardly_read() {
+    let mut rng = Rng::new(5);
+    let mut world = World::new(1 << 20, 1 << 20, 5);
+    let disk = |owner| Disk::open(Memory::new(SIZE), [owner; 32], [owner; 48]).expect("it works");
+    world.sender = Sender::on_disk(&disk(1), 0, [1; 32]);
+    world.receiver = Receiver::on_disk(&disk(2), 0);
+    world.reconnect();
+    let old = noise(&mut rng, 12 << 20);
+    world.transfer(&mut rng, old.clone());
+    let mut new = Vec::new();
+    for number in 0..512 {
+        // From all of it but what is in memory still.
+        let at = number * 1_234_577 % (8 << 20);
+        new.extend_from_slice(&old[at..at + 1024]);
+        new.extend(noise(&mut rng, 1024));
+    }
+    let read = |world: &mut World| {
+        let log = world.sender.place().disk().expect("it is on a disk");
+        log.statistics().store_read_bytes
+    };
+    let before = read(&mut world);
+    let mut encoder = Encoder::new(&mut world.sender);
+    let mut out = Vec::new();
+    for piece in new.chunks(64 * 1024) {
+        encoder.encode(&mut world.sender, piece, Flush::No, &mut out);
+    }
+    let pages = (read(&mut world) - before) / PAGE as u64;
+    assert!((1..=64).contains(&pages), "{pages} pages for 512 places");
+}

@@ -1,5 +1,39 @@
 //! What the hypervisor needs of the box it runs on. The composition root implements it; tests bring their own.
 
+use alloc::boxed::Box;
+
+/// What the guest wants of its disk. Sectors have 512 bytes; the device has checked that they are on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockRequest {
+    /// Read from `sector` on into the first `bytes` bytes of the buffer, a multiple of 512.
+    Read {
+        /// The first sector.
+        sector: u64,
+        /// How much.
+        bytes: usize,
+    },
+    /// Write the first `bytes` bytes of the buffer, a multiple of 512, from `sector` on.
+    Write {
+        /// The first sector.
+        sector: u64,
+        /// How much.
+        bytes: usize,
+    },
+    /// Make what was written before safe from a power cut.
+    Flush,
+}
+
+/// How a request to the guest's disk ended.
+#[derive(Debug)]
+pub struct BlockDone {
+    /// What [`Host::block_begin`] gave.
+    pub ticket: u64,
+    /// It was done.
+    pub is_ok: bool,
+    /// The buffer that came with the request; none if the disk may still use it. It then comes later, under the same ticket.
+    pub buffer: Option<Box<[u8]>>,
+}
+
 /// The box under the hypervisor. Every method is called from a CPU that runs a vCPU, and none of them blocks.
 pub trait Host: Sync {
     /// Nanoseconds since the box started: monotonic, the same on every CPU.
@@ -25,6 +59,16 @@ pub trait Host: Sync {
 
     /// Copies the next frame for the guest to `buffer` and returns its length. A frame longer than `buffer` is dropped.
     fn net_receive(&self, buffer: &mut [u8]) -> Option<usize>;
+
+    /// Begins a request to the guest's disk; how it ended comes by [`Host::block_end`], after a kick of [`crate::platform::DEVICE_VCPU`]. Gives a ticket that
+    /// no other request ever has.
+    ///
+    /// # Errors
+    /// Gives the buffer back if an earlier request has not ended: there is a kick when it has.
+    fn block_begin(&self, request: BlockRequest, buffer: Box<[u8]>) -> Result<u64, Box<[u8]>>;
+
+    /// A request to the guest's disk that has ended, once.
+    fn block_end(&self) -> Option<BlockDone>;
 
     /// Fills `buffer` with random bytes fit for keys.
     fn entropy(&self, buffer: &mut [u8]);

@@ -7,6 +7,7 @@
 use crate::acpi::Tables;
 use crate::cpu::Vcpu;
 use crate::cpuid::Topology;
+use crate::device::virtio::block::BlockConfig;
 use crate::exit::ExitCounters;
 use crate::host::Host;
 use crate::load::bzimage::{self, LinuxImage};
@@ -39,6 +40,8 @@ pub use stop::{Evidence, Stop, StopReason};
 pub struct MachineConfig {
     /// Address of its network interface; none for a guest without one.
     pub mac: Option<[u8; 6]>,
+    /// Its disk; none for a guest without one.
+    pub block: Option<BlockConfig>,
     /// It may end itself with a status at port 0xf4.
     pub debug_exit: bool,
 }
@@ -303,6 +306,7 @@ fn platform_config(config: &MachineConfig, vcpus: usize, apic_mode: ApicMode) ->
         vcpus,
         apic_mode,
         mac: config.mac,
+        block: config.block,
         debug_exit: config.debug_exit,
     }
 }

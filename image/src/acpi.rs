@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use crate::power_switch::PowerSwitch;
+
 /// Reads physical memory: the bytes at an address, or none if they cannot be read.
 pub type PhysicalReader<'a> = &'a dyn Fn(u64, usize) -> Option<Vec<u8>>;
 
@@ -56,6 +58,8 @@ pub struct Tables {
     pub pm_timer: Option<Register>,
     /// The reset register and the value to write to it.
     pub reset: Option<(Register, u8)>,
+    /// The power switch.
+    pub power: Option<PowerSwitch>,
 }
 
 const RSDP_BYTES_V1: usize = 20;
@@ -131,7 +135,14 @@ pub fn read(rsdp: u64, read: PhysicalReader<'_>) -> Result<Tables, AcpiError> {
         match bytes.get(..4) {
             Some(b"APIC") => read_madt(&bytes, &mut tables),
             Some(b"MCFG") => tables.ecam = tables.ecam.or_else(|| read_mcfg(&bytes)),
-            Some(b"FACP") => read_fadt(&bytes, &mut tables),
+            Some(b"FACP") => {
+                read_fadt(&bytes, &mut tables);
+                let dsdt = u64_at(&bytes, 140)
+                    .filter(|&address| address != 0)
+                    .or(u32_at(&bytes, 40).map(u64::from))
+                    .and_then(|address| table(read, address));
+                tables.power = dsdt.and_then(|dsdt| PowerSwitch::read(&bytes, &dsdt));
+            }
             _ => {}
         }
     }

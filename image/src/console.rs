@@ -73,6 +73,8 @@ pub enum Command {
     Log,
     /// Stop the guest and start it again.
     RestartGuest,
+    /// Press the guest's power button.
+    ShutDownGuest,
     /// Reset the box.
     Reset,
     /// Not a command.
@@ -81,10 +83,11 @@ pub enum Command {
 
 /// What [`Command::Help`] shows.
 pub const HELP: &str = "\
-commands: status   what the box is doing\n\
-          log      the log again\n\
-          restart  stop the guest and start it again\n\
-          reset    reset the box\n\
+commands: status    what the box is doing\n\
+          log       the log again\n\
+          shutdown  press the guest's power button: it shuts down, and stays off until `restart`\n\
+          restart   stop the guest without asking it, and start it again\n\
+          reset     shut the guest down and reset the box; a second time: without waiting for it\n\
 Ctrl-T switches to the guest's console and back\n";
 
 fn parse(line: &[u8]) -> Command {
@@ -92,7 +95,8 @@ fn parse(line: &[u8]) -> Command {
         b"help" | b"?" => Command::Help,
         b"status" => Command::Status,
         b"log" => Command::Log,
-        b"restart" => Command::RestartGuest,
+        b"shutdown" | b"guest shutdown" => Command::ShutDownGuest,
+        b"restart" | b"guest restart" => Command::RestartGuest,
         b"reset" => Command::Reset,
         _ => Command::Unknown,
     }
@@ -380,6 +384,20 @@ mod tests {
         );
         assert_eq!(said, [GuestSays::Init, GuestSays::Ready]);
         assert!(drain(&mut out).contains("guest| outpost-guest: ready\r\n"));
+    }
+
+    #[test]
+    fn a_guest_has_commands_with_and_without_its_name() {
+        for (line, command) in [
+            ("shutdown", Command::ShutDownGuest),
+            (" guest shutdown ", Command::ShutDownGuest),
+            ("restart", Command::RestartGuest),
+            ("guest restart", Command::RestartGuest),
+            ("guest", Command::Unknown),
+            ("shutdown now", Command::Unknown),
+        ] {
+            assert_eq!(parse(line.as_bytes()), command, "{line}");
+        }
     }
 
     #[test]

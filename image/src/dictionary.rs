@@ -1,6 +1,7 @@
 //! The dictionary on the disk: how much of its partition is used, and the partition as the block device that the WAN stack
 //! wants. The disk itself is a [`Blocks`]; which one, and how it is driven, is not decided here.
 
+use alloc::rc::Rc;
 use core::cell::RefCell;
 
 use outpost_net::store::{BlockDevice, DeviceError};
@@ -46,16 +47,16 @@ pub trait Flushes: Blocks {
 
 /// A part of a disk as a block device.
 pub struct Partition<D> {
-    disk: RefCell<D>,
+    disk: Rc<RefCell<D>>,
     extent: Extent,
 }
 
 impl<D: Blocks> Partition<D> {
-    /// The first `used` bytes of `extent`.
-    pub fn new(disk: D, extent: Extent, used: u64) -> Partition<D> {
+    /// The first `used` bytes of `extent`. Others may use the disk too, in turns.
+    pub fn new(disk: Rc<RefCell<D>>, extent: Extent, used: u64) -> Partition<D> {
         let bytes = used.min(extent.bytes);
         Partition {
-            disk: RefCell::new(disk),
+            disk,
             extent: Extent { bytes, ..extent },
         }
     }
@@ -199,7 +200,7 @@ mod tests {
             first_lba: 4,
             bytes: 8 * 512,
         };
-        Partition::new(disk, extent, used)
+        Partition::new(Rc::new(RefCell::new(disk)), extent, used)
     }
 
     #[test]

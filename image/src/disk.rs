@@ -17,6 +17,8 @@ const ALIGN_BYTES: u64 = 1 << 20;
 pub const SMALLEST_BYTES: u64 = 16 << 20;
 /// `guest` gets half of what is free, but no more than this.
 const LARGEST_GUEST_BYTES: u64 = 32 << 30;
+/// A new `guest` begins with so many bytes of zeros, whatever the disk held there before.
+const WIPED_BYTES: u64 = 64 << 10;
 const PRIMARY_LBA: u64 = 1;
 /// A table with more entries than this is not ours.
 const MAX_ENTRIES: u32 = 1024;
@@ -302,6 +304,9 @@ impl Table {
             } else {
                 half
             };
+            // Before it has a name: a guest takes a disk that begins with zeros for a new one.
+            let wiped = WIPED_BYTES.next_multiple_of(self.block_bytes) as usize;
+            disk.write(place, &vec![0; wiped])?;
             place = self.add(Partition::Guest, place, bytes);
         }
         if self.find(Partition::Store)?.is_none() {

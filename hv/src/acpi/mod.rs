@@ -1,9 +1,10 @@
-//! The guest's ACPI tables, made with the crate `acpi_tables`: RSDP, XSDT, FADT with FACS and DSDT, MADT.
+//! The guest's ACPI tables, made with the crate `acpi_tables`: RSDP, XSDT, FADT with FACS and DSDT, MADT, WDAT.
 //!
 //! The hardware is not of the reduced kind: docs/platform.md says why. The tables lie where a kernel without firmware looks for them, in
 //! the last 128 KiB below 1 MiB, and describe exactly the machine of `platform::layout`.
 
 mod dsdt;
+mod wdat;
 
 use alloc::vec::Vec;
 
@@ -78,9 +79,11 @@ impl Tables {
         let dsdt = append_bytes(&mut bytes, &dsdt::dsdt(&config.virtio));
         let fadt = append(&mut bytes, &fadt(facs, dsdt));
         let madt = append_bytes(&mut bytes, &madt(config.vcpus));
+        let wdat = append_bytes(&mut bytes, &wdat::wdat());
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
         xsdt.add_entry(fadt);
         xsdt.add_entry(madt);
+        xsdt.add_entry(wdat);
         let xsdt = append(&mut bytes, &xsdt);
         let rsdp = Rsdp::new(OEM, xsdt);
         for (target, byte) in bytes.iter_mut().zip(rsdp.as_bytes()) {

@@ -63,7 +63,7 @@ fn a_kernel_finds_every_table() {
     let tables = tables(3);
     let found = found(&tables);
     let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["XSDT", "FACP", "APIC", "DSDT"]);
+    assert_eq!(names, ["XSDT", "FACP", "APIC", "WDAT", "DSDT"]);
     assert!(tables.bytes.len() < 0x2_0000);
     let madt = &found[2].1;
     assert_eq!(madt.len(), 44 + 3 * 8 + 12 + 10 + 6);
@@ -108,7 +108,7 @@ fn the_disassembler_understands_them() {
     assert!(said.contains("0 Errors, 0 Warnings"), "{said}");
     fs::remove_dir_all(&directory).unwrap();
 
-    let dsdt = &texts[3];
+    let dsdt = &texts[4];
     for part in [
         "\"LNRO0005\"",
         "0xD0000000",
@@ -126,5 +126,14 @@ fn the_disassembler_understands_them() {
         "Value to cause reset : 06",
     ] {
         assert!(fadt.contains(part), "{part}: {fadt}");
+    }
+    let wdat = &texts[3];
+    for part in [
+        "Timer Period : 000003E8",
+        "Enabled : 1",
+        "0000000000000630",
+        "Watchdog Action : 09",
+    ] {
+        assert!(wdat.contains(part), "{part}: {wdat}");
     }
 }

@@ -10,6 +10,7 @@ pub mod reset;
 pub mod rtc;
 pub mod serial;
 pub mod virtio;
+pub mod watchdog;
 
 /// Lets a register of several bytes be read byte by byte: the `width` bytes of `value` (little-endian) from `offset`.
 /// Bytes that it does not have read as all ones.

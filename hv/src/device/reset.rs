@@ -9,6 +9,8 @@ pub enum PowerEvent {
     Reset,
     /// A write to the debug-exit port: the status of the guest, `value × 2 + 1`, as QEMU's isa-debug-exit gives it.
     DebugExit(u32),
+    /// The guest has not answered its watchdog for so many seconds.
+    Watchdog(u32),
 }
 
 /// System control port A: the A20 gate, always open.

@@ -247,6 +247,9 @@ impl<'h> Processor<'h> {
                 Some(PowerEvent::DebugExit(status)) => {
                     return Next::Stop(StopReason::DebugExit(status));
                 }
+                Some(PowerEvent::Watchdog(seconds)) => {
+                    return Next::Stop(StopReason::Watchdog(seconds));
+                }
                 None => {}
             }
             // INIT and startup may follow each other.

@@ -14,6 +14,8 @@ pub enum StopReason {
     Reset,
     /// The guest ended with this status (debug-exit port).
     DebugExit(u32),
+    /// The guest has not answered its watchdog for so many seconds.
+    Watchdog(u32),
     /// The box asked for it.
     Requested,
     /// Triple fault.
@@ -51,6 +53,10 @@ impl fmt::Display for StopReason {
             Self::PowerOff => write!(f, "the guest switched itself off"),
             Self::Reset => write!(f, "the guest reset itself"),
             Self::DebugExit(status) => write!(f, "the guest ended with status {status}"),
+            Self::Watchdog(seconds) => write!(
+                f,
+                "the guest hangs: it has not answered its watchdog for {seconds} s"
+            ),
             Self::Requested => write!(f, "the box stopped the guest"),
             Self::TripleFault => write!(f, "the guest crashed (triple fault)"),
             Self::HaltedForEver => write!(

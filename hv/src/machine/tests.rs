@@ -7,6 +7,7 @@ use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::Exit;
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
+use crate::host::{BlockDone, BlockRequest};
 use crate::msr::PAT_RESET;
 use crate::platform::test_host::TestHost;
 use alloc::collections::VecDeque;
@@ -155,6 +156,12 @@ impl Host for Box0 {
     fn net_receive(&self, buffer: &mut [u8]) -> Option<usize> {
         self.inner.net_receive(buffer)
     }
+    fn block_begin(&self, request: BlockRequest, buffer: Box<[u8]>) -> Result<u64, Box<[u8]>> {
+        self.inner.block_begin(request, buffer)
+    }
+    fn block_end(&self) -> Option<BlockDone> {
+        self.inner.block_end()
+    }
     fn entropy(&self, buffer: &mut [u8]) {
         self.inner.entropy(buffer);
     }
@@ -214,6 +221,7 @@ impl<'h> Scene<'h> {
         }
         let config = MachineConfig {
             mac: None,
+            block: None,
             debug_exit: true,
         };
         let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);

@@ -32,6 +32,8 @@ pub mod port {
     pub const PM_TIMER: u16 = 0x608;
     /// ACPI general-purpose event block 0: status and enable, two bytes each.
     pub const GPE0: u16 = 0x620;
+    /// The watchdog's four registers, four bytes each.
+    pub const WATCHDOG: u16 = 0x630;
     /// PCI configuration address, four bytes.
     pub const PCI_ADDRESS: u16 = 0xCF8;
     /// Reset control register: byte accesses only, in the middle of [`PCI_ADDRESS`].
@@ -74,11 +76,13 @@ pub enum VirtioSlot {
     Console = 1,
     /// The entropy source.
     Entropy = 2,
+    /// The disk.
+    Block = 3,
 }
 
 impl VirtioSlot {
     /// Every slot, in order.
-    pub const ALL: [Self; 3] = [Self::Net, Self::Console, Self::Entropy];
+    pub const ALL: [Self; 4] = [Self::Net, Self::Console, Self::Entropy, Self::Block];
 
     /// Guest-physical address of the register window.
     pub const fn address(self) -> u64 {

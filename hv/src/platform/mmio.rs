@@ -24,7 +24,11 @@ impl Platform<'_> {
         }
         VirtioSlot::ALL
             .into_iter()
-            .filter(|slot| *slot != VirtioSlot::Net || self.net.is_some())
+            .filter(|slot| match slot {
+                VirtioSlot::Net => self.net.is_some(),
+                VirtioSlot::Block => self.block.is_some(),
+                VirtioSlot::Console | VirtioSlot::Entropy => true,
+            })
             .find_map(|slot| {
                 within(slot.address(), VIRTIO_STRIDE).map(|offset| Window::Virtio(slot, offset))
             })
@@ -49,6 +53,7 @@ impl Platform<'_> {
                 VirtioSlot::Net => self.net.as_ref()?.read(offset, width),
                 VirtioSlot::Console => self.console.read(offset, width),
                 VirtioSlot::Entropy => self.entropy.read(offset, width),
+                VirtioSlot::Block => self.block.as_ref()?.read(offset, width),
             },
         })
     }
@@ -84,6 +89,9 @@ impl Platform<'_> {
                         }
                     }
                     VirtioSlot::Entropy => self.entropy.write(offset, width, value, mem, host),
+                    VirtioSlot::Block => {
+                        self.block.as_mut()?.write(offset, width, value, mem, host);
+                    }
                 }
                 if offset == INTERRUPT_ACKNOWLEDGE {
                     // What came in between is still there: it is an edge of its own.

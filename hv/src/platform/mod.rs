@@ -22,10 +22,12 @@ use crate::device::pm::PowerManagement;
 use crate::device::reset::ResetControl;
 use crate::device::rtc::Rtc;
 use crate::device::serial::Serial;
+use crate::device::virtio::block::{Block, BlockConfig, BlockCounters};
 use crate::device::virtio::console::Console;
 use crate::device::virtio::entropy::Entropy;
 use crate::device::virtio::mmio::{MmioDevice, TransportCounters};
 use crate::device::virtio::net::{Net, NetCounters};
+use crate::device::watchdog::Watchdog;
 use crate::host::Host;
 use crate::mem::GuestMemory;
 use interrupts::Interrupts;
@@ -43,6 +45,8 @@ pub struct PlatformConfig {
     pub apic_mode: ApicMode,
     /// Address of the network interface; none for a guest without one.
     pub mac: Option<[u8; 6]>,
+    /// The disk; none for a guest without one.
+    pub block: Option<BlockConfig>,
     /// There is a debug-exit port at 0xf4.
     pub debug_exit: bool,
 }
@@ -54,7 +58,11 @@ impl PlatformConfig {
             vcpus: self.vcpus.clamp(1, MAX_VCPUS),
             virtio: VirtioSlot::ALL
                 .into_iter()
-                .filter(|slot| *slot != VirtioSlot::Net || self.mac.is_some())
+                .filter(|slot| match slot {
+                    VirtioSlot::Net => self.mac.is_some(),
+                    VirtioSlot::Block => self.block.is_some(),
+                    VirtioSlot::Console | VirtioSlot::Entropy => true,
+                })
                 .collect::<Vec<_>>(),
         }
     }
@@ -71,6 +79,10 @@ pub struct PlatformCounters {
     pub net: NetCounters,
     /// The network interface's transport.
     pub net_transport: TransportCounters,
+    /// The disk.
+    pub block: BlockCounters,
+    /// The disk's transport.
+    pub block_transport: TransportCounters,
     /// The console's transport.
     pub console_transport: TransportCounters,
     /// The entropy source's transport.
@@ -153,9 +165,11 @@ pub struct Platform<'h> {
     rtc: Rtc,
     pm: PowerManagement,
     reset: ResetControl,
+    watchdog: Watchdog,
     net: Option<MmioDevice<Net>>,
     console: MmioDevice<Console>,
     entropy: MmioDevice<Entropy>,
+    block: Option<MmioDevice<Block>>,
     input_to: InputTo,
     power: Option<PowerEvent>,
     /// vCPUs that only another vCPU can wake.
@@ -182,9 +196,11 @@ impl<'h> Platform<'h> {
             rtc: Rtc::new(host.boot_unix_seconds()),
             pm: PowerManagement::default(),
             reset: ResetControl::default(),
+            watchdog: Watchdog::default(),
             net: config.mac.map(|mac| MmioDevice::new(Net::new(mac))),
             console: MmioDevice::new(Console::default()),
             entropy: MmioDevice::new(Entropy::default()),
+            block: config.block.map(|block| MmioDevice::new(Block::new(block))),
             input_to: InputTo::Serial,
             power: None,
             // All but the first wait for their startup, whether they have run yet or not.
@@ -411,12 +427,18 @@ impl<'h> Platform<'h> {
             apic.service(now);
         }
         self.rtc.service(now);
+        if let Some(seconds) = self.watchdog.has_run_out(now) {
+            self.note_power(Some(PowerEvent::Watchdog(seconds)));
+        }
         self.serial.service(self.host, now);
         self.console
             .backend_mut()
             .set_takes_input(self.input_to == InputTo::Console);
         if let Some(net) = &mut self.net {
             net.service(mem, self.host);
+        }
+        if let Some(block) = &mut self.block {
+            block.service(mem, self.host);
         }
         self.console.service(mem, self.host);
         self.entropy.service(mem, self.host);
@@ -444,13 +466,20 @@ impl<'h> Platform<'h> {
 
     fn device_deadline_ns(&self) -> Option<u64> {
         let backlog = self.net.as_ref().is_some_and(MmioDevice::has_backlog)
+            || self.block.as_ref().is_some_and(MmioDevice::has_backlog)
             || self.console.has_backlog()
             || self.entropy.has_backlog();
         if backlog {
             return Some(0);
         }
-        let (rtc, serial) = (self.rtc.deadline_ns(), self.serial.flush_at_ns());
-        rtc.into_iter().chain(serial).min()
+        [
+            self.rtc.deadline_ns(),
+            self.serial.flush_at_ns(),
+            self.watchdog.deadline_ns(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// What the guest wants of the machine's power, from its first such wish on.
@@ -469,6 +498,11 @@ impl<'h> Platform<'h> {
         self.serial.flush(self.host);
     }
 
+    /// True if the guest has a disk.
+    pub fn has_block(&self) -> bool {
+        self.block.is_some()
+    }
+
     /// What has happened so far.
     pub fn counters(&self) -> PlatformCounters {
         let mut counters = self.counters;
@@ -480,12 +514,17 @@ impl<'h> Platform<'h> {
             counters.net = net.backend().counters();
             counters.net_transport = net.counters();
         }
+        if let Some(block) = &self.block {
+            counters.block = block.backend().counters();
+            counters.block_transport = block.counters();
+        }
         counters
     }
 
     /// Tells the I/O APIC how every device holds its line.
     fn update_lines(&mut self) {
         let net = self.net.as_ref().is_some_and(MmioDevice::interrupt);
+        let block = self.block.as_ref().is_some_and(MmioDevice::interrupt);
         for (gsi, active) in [
             (gsi::COM1, self.serial.interrupt()),
             (gsi::RTC, self.rtc.interrupt()),
@@ -493,6 +532,7 @@ impl<'h> Platform<'h> {
             (VirtioSlot::Net.gsi(), net),
             (VirtioSlot::Console.gsi(), self.console.interrupt()),
             (VirtioSlot::Entropy.gsi(), self.entropy.interrupt()),
+            (VirtioSlot::Block.gsi(), block),
         ] {
             self.interrupts.set_line(gsi, active);
         }

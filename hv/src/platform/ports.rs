@@ -18,6 +18,10 @@ impl Platform<'_> {
                 self.pm.read_timer(port - port::PM_TIMER, width, now)
             }
             port::GPE0..=0x623 => self.pm.read_gpe(port - port::GPE0, width),
+            port::WATCHDOG..=0x63F => {
+                let now = self.now();
+                self.watchdog.read(port - port::WATCHDOG, width, now)
+            }
             port::RESET_CONTROL if width == 1 => u32::from(self.reset.read_control()),
             port::PCI_ADDRESS..=0xCFB => self.pci.read_address(port - port::PCI_ADDRESS, width),
             port::PCI_DATA..=0xCFF => self.pci.read_data(port - port::PCI_DATA, width),
@@ -47,6 +51,11 @@ impl Platform<'_> {
             }
             port::PM_TIMER..=0x60B => {}
             port::GPE0..=0x623 => self.pm.write_gpe(port - port::GPE0, width, value),
+            port::WATCHDOG..=0x63F => {
+                let now = self.now();
+                self.watchdog
+                    .write(port - port::WATCHDOG, width, value, now);
+            }
             port::RESET_CONTROL if width == 1 => {
                 let event = self.reset.write_control(value as u8);
                 self.note_power(event);
@@ -133,7 +142,7 @@ impl Platform<'_> {
     }
 
     /// Keeps the guest's first wish: what it does afterwards no longer counts.
-    fn note_power(&mut self, event: Option<super::PowerEvent>) {
+    pub(super) fn note_power(&mut self, event: Option<super::PowerEvent>) {
         self.power = self.power.or(event);
     }
 }

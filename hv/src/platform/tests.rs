@@ -9,6 +9,11 @@ fn config(apic_mode: ApicMode) -> PlatformConfig {
         vcpus: 2,
         apic_mode,
         mac: Some([2, 0, 0, 0, 0, 1]),
+        block: Some(crate::device::virtio::block::BlockConfig {
+            sectors: 64,
+            block_bytes: 512,
+            read_only: false,
+        }),
         debug_exit: true,
     }
 }
@@ -280,7 +285,7 @@ proptest! {
             };
             let gpa = match place & 3 {
                 0 => IO_APIC + (value >> 32 & 0x4C),
-                1 => VirtioSlot::ALL[usize::from(place >> 2) % 3].address() + (value >> 32 & 0x1FF),
+                1 => VirtioSlot::ALL[usize::from(place >> 2) % 4].address() + (value >> 32 & 0x1FF),
                 2 => LOCAL_APIC + (value >> 32 & 0xFFF),
                 _ => value,
             };
@@ -308,4 +313,49 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_watchdog_that_is_not_answered_ends_the_guest() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let second = 1_000_000_000;
+    machine.write(port::WATCHDOG + 4, 4, 10);
+    machine.write(port::WATCHDOG, 4, 1);
+    assert_eq!(machine.platform.next_deadline_ns(0), Some(10 * second));
+    host.set_now(9 * second);
+    machine.platform.service(&machine.mem, 0);
+    machine.write(port::WATCHDOG + 12, 4, 1);
+    assert_eq!(machine.platform.next_deadline_ns(0), Some(19 * second));
+    host.set_now(18 * second);
+    machine.platform.service(&machine.mem, 1);
+    assert_eq!(machine.platform.power_event(), None);
+    host.set_now(19 * second);
+    machine.platform.service(&machine.mem, 1);
+    let event = machine.platform.power_event();
+    assert_eq!(event, Some(PowerEvent::Watchdog(10)));
+}
+
+#[test]
+fn another_vcpu_starting_the_watchdog_tells_the_one_that_looks_after_devices() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let _ = machine.platform.next_deadline_ns(DEVICE_VCPU);
+    let _ = machine.platform.take_touched();
+    machine.write(port::WATCHDOG, 4, 1);
+    assert!(machine.platform.take_touched().has(DEVICE_VCPU));
+}
+
+#[test]
+fn there_is_a_disk_only_where_there_is_one() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let window = VirtioSlot::Block.address();
+    assert_eq!(machine.load(window + 8), Some(2));
+    assert_eq!(machine.load(window + 0x100), Some(64), "sectors");
+    let mut without = config(ApicMode::X2Apic);
+    without.block = None;
+    machine.platform = Platform::new(&without, &host);
+    assert_eq!(machine.load(window), None);
+    assert!(!without.acpi().virtio.contains(&VirtioSlot::Block));
 }

@@ -1,11 +1,14 @@
 //! Sharing out memory: the guest's runs first, all the rest to the heap. Prints who has how much.
 
 use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
 use outpost_config::Config;
 
 use crate::firmware::Findings;
+use crate::machine::cpu::Path;
 use crate::machine::{heap, paging};
 use crate::output;
 
@@ -15,6 +18,52 @@ const BOX_BYTES: u64 = 48 << 20;
 const LEAST_FLOWS: u64 = 8 << 20;
 const MOST_FLOWS: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
+
+/// What the box itself takes, guest apart, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// The dictionary's index.
+    pub index: u64,
+    /// Everything else in use: heap, with what of the dictionary is in memory, and this binary with its stacks and page tables.
+    pub rest: u64,
+}
+
+impl Use {
+    /// Now. `index` is what the dictionary's takes.
+    pub fn now(index: usize) -> Use {
+        let index = index as u64;
+        let binary = BINARY.load(Ordering::Relaxed);
+        Use {
+            index,
+            rest: (heap::used() + binary).saturating_sub(index),
+        }
+    }
+
+    /// Prints the end of the budget, once the WAN stack has what it needs.
+    pub fn announce(&self) {
+        print(&[
+            ("dictionary's index", self.index),
+            ("the box but guest and index", self.rest),
+        ]);
+    }
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "memory {} KiB, and {} KiB of dictionary index; allocations",
+            self.rest >> 10,
+            self.index >> 10
+        )?;
+        Path::ALL.iter().try_for_each(|path| {
+            let count = heap::allocations(*path);
+            write!(f, " {} {count}", path.name())
+        })
+    }
+}
+
+static BINARY: AtomicU64 = AtomicU64::new(0);
 
 /// Who has what.
 pub struct Shares {
@@ -28,6 +77,7 @@ pub struct Shares {
 
 /// Shares out what the firmware left and prints the budget.
 pub fn share_out(findings: &Findings) -> Shares {
+    BINARY.store(findings.image_bytes, Ordering::Relaxed);
     let mut free = findings.free.clone();
     let total: u64 = findings.memory.iter().map(|run| run.bytes()).sum();
     let free_bytes: u64 = free.iter().map(|run| run.bytes()).sum();

@@ -3,19 +3,17 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::{String, ToString};
 
 use outpost::dictionary::{Flushes, Partition, Plan};
-use outpost::disk::{Extent, Table};
 use outpost_net::Engine;
 use outpost_net::flow::StoreTicket;
 use outpost_net::store::{BlockDevice, Disk as Store};
 use outpost_net::time::Instant;
 
 use super::budget::Shares;
-use crate::device::disk::{Counters, Disk};
-use crate::device::pci::{Function, Pci};
-use crate::firmware::{BootDisk, Findings};
+use super::disk::BoxDisk;
+use crate::device::disk::Disk;
+use crate::firmware::Findings;
 use crate::machine::clock;
 use crate::output;
 
@@ -30,21 +28,19 @@ pub struct Dictionary {
     parts: u64,
 }
 
-/// Finds the partition on the disk that the box was started from, if there is a peer and so a dictionary.
+/// Takes the partition of the disk, if there is a peer and so a dictionary.
 pub fn find(
     findings: &Findings,
-    pci: &Pci,
-    functions: &[Function],
+    disk: Result<Option<&BoxDisk>, &str>,
     shares: &Shares,
 ) -> Option<Dictionary> {
     let config = findings.config.as_ref().ok()?;
     if config.peers.is_empty() {
         return None;
     }
-    // Without a partition the firmware phase has said why.
-    let disk = findings.disk?;
-    match start(&disk, pci, functions) {
-        Ok(started) => Some(Dictionary::new(started, disk.store, shares)),
+    match disk {
+        // Without a partition the firmware phase has said why.
+        Ok(disk) => disk.map(|disk| Dictionary::new(disk, shares)),
         Err(why) => {
             output::problem(&format!(
                 "the dictionary is in memory only, for the disk cannot be used: {why}"
@@ -54,43 +50,9 @@ pub fn find(
     }
 }
 
-/// Starts the driver of the disk that the firmware knew.
-fn start(boot: &BootDisk, pci: &Pci, functions: &[Function]) -> Result<Disk, String> {
-    let (device, number) = boot
-        .controller
-        .ok_or("it does not hang on PCI; use a virtio disk")?;
-    let mut trouble = String::from("its controller is gone from PCI; check the disk");
-    // The firmware told device and function, not the bus: with several buses there may be more than one.
-    for function in functions {
-        if (function.place.device, function.place.function) != (device, number) {
-            continue;
-        }
-        let started = Disk::start(pci, function, boot.block_bytes).and_then(|mut disk| {
-            is_same(&mut disk, boot)?;
-            Ok(disk)
-        });
-        match started {
-            Ok(disk) => return Ok(disk),
-            Err(why) => trouble = why,
-        }
-    }
-    Err(trouble)
-}
-
-/// Nothing is written before the driver has read from this disk what the firmware has.
-fn is_same(disk: &mut Disk, boot: &BootDisk) -> Result<(), String> {
-    if disk.is_read_only() {
-        return Err("it is write-protected; use one that can be written".into());
-    }
-    let table = Table::load(disk).map_err(|error| error.to_string())?;
-    match table.find(outpost_image_format::Partition::Store) {
-        Ok(Some(extent)) if extent == boot.store => Ok(()),
-        _ => Err("the driver does not find on it what the firmware found; check the disk".into()),
-    }
-}
-
 impl Dictionary {
-    fn new(disk: Disk, store: Extent, shares: &Shares) -> Dictionary {
+    fn new(disk: &BoxDisk, shares: &Shares) -> Dictionary {
+        let store = disk.store;
         let plan = Plan::new(store.bytes, shares.dictionary);
         if plan.used < store.bytes {
             log::info!(
@@ -100,7 +62,7 @@ impl Dictionary {
             );
         }
         Dictionary {
-            partition: Rc::new(Partition::new(disk, store, plan.used)),
+            partition: Rc::new(Partition::new(disk.disk.clone(), store, plan.used)),
             flushing: None,
             parts: plan.parts,
         }
@@ -145,13 +107,6 @@ impl Dictionary {
             let begun = self.partition.with_disk(Flushes::begin_flush);
             self.flushing = matches!(begun, Some(Ok(()))).then_some(ticket);
         }
-    }
-
-    /// What went through the disk's driver.
-    pub fn counters(&self) -> Counters {
-        self.partition
-            .with_disk(|disk| disk.counters)
-            .unwrap_or_default()
     }
 }
 

@@ -3,13 +3,16 @@
 mod budget;
 mod cpus;
 mod dictionary;
+mod disk;
 pub mod guest;
 mod load;
 mod network;
 
+use alloc::string::String;
+
 use crate::device::pci::Pci;
 use crate::firmware::{self, Findings};
-use crate::machine::{apic, cpu, entry, interrupts, paging, smp};
+use crate::machine::{apic, cpu, entry, interrupts, paging, power, smp};
 use crate::output;
 
 use cpus::NETWORK_CPU;
@@ -39,12 +42,23 @@ pub fn run() -> ! {
     let pci = Pci::new(findings.tables.ecam);
     let functions = pci.functions();
     let ports = network::find_ports(&findings, &pci, &functions);
-    let store = dictionary::find(&findings, &pci, &functions, &shares);
+    let disk = disk::open(&findings, &pci, &functions);
+    let disk = disk.as_ref().map(Option::as_ref).map_err(String::as_str);
+    let store = dictionary::find(&findings, disk, &shares);
+    let guest_disk = guest::Disk::find(&findings, disk);
+    let block = guest_disk.as_ref().map(guest::Disk::config);
     output::telemetry::milestone("devices");
 
     // 4. The WAN stack, 5. the guest: forwarding works before the guest starts.
-    let network = network::Service::start(findings.config.as_ref().ok(), ports, store, &shares);
-    guest::start(&findings, network.station_mac());
+    let config = findings.config.as_ref().ok();
+    let disks = network::Disks {
+        driver: disk.ok().flatten().map(|disk| disk.disk.clone()),
+        dictionary: store,
+        guest: guest_disk,
+    };
+    let network = network::Service::start(config, ports, disks, &shares);
+    power::watch_button(findings.tables.power);
+    guest::start(&findings, network.station_mac(), block);
 
     // 6. Run loops.
     cpus::run(Some(network))

@@ -1,4 +1,5 @@
-//! A disk once the firmware is gone: virtio-blk, polled, one request at a time and perhaps a flush beside it.
+//! A disk once the firmware is gone: virtio-blk, polled. Three requests may be under way, each of its own user: a read or write that is waited
+//! for, a flush, and one for the guest. The last two are not waited for.
 //!
 //! Every wait has an end, well before the tunnel's peer takes the box for dead. What a late request was given stays the
 //! device's until it gives it back; till then every other request fails at once.
@@ -21,8 +22,8 @@ use crate::output;
 
 const _: () = assert!(SECTOR == SECTOR_SIZE as u64);
 
-/// Two requests of three descriptors each are under way at most.
-const QUEUE: usize = 8;
+/// Three requests of three descriptors each are under way at most.
+const QUEUE: usize = 16;
 /// A read or write, of whatever length, that takes longer is late. Nothing is forwarded meanwhile, and the tunnel's peer gives up after 3 s.
 const PATIENCE_NS: u64 = 2_000_000_000;
 /// After so many late requests within [`LATE_WINDOW_NS`] the disk is given up.
@@ -30,6 +31,8 @@ const MOST_LATE: u32 = 3;
 const LATE_WINDOW_NS: u64 = 600_000_000_000;
 /// A flush that takes longer has failed. It is waited for at the start and before a reset only.
 const FLUSH_PATIENCE_NS: u64 = 10_000_000_000;
+/// A request of the guest's that takes longer has failed.
+const GUEST_PATIENCE_NS: u64 = 30_000_000_000;
 /// Bytes moved by one request at most.
 const PIECE: usize = 128 << 10;
 
@@ -56,8 +59,118 @@ struct Pending {
     /// Bytes of the buffer that it was given.
     length: usize,
     until_ns: u64,
-    /// A flush: it has been told that it failed.
+    /// It has been told that it failed.
     is_late: bool,
+}
+
+/// One of the requests that may be under way at the same time.
+struct Lane {
+    pending: Option<Pending>,
+    frame: Box<Frame>,
+    data: Box<[u8]>,
+    /// How it ended, until someone asks.
+    ended: Option<Result<(), DiskFailed>>,
+}
+
+impl Lane {
+    fn new(data_bytes: usize) -> Lane {
+        Lane {
+            pending: None,
+            frame: Frame::new(),
+            data: alloc::vec![0; data_bytes].into_boxed_slice(),
+            ended: None,
+        }
+    }
+
+    /// Gives a request to the device; the data of a read or write is in the first `length` bytes of the buffer.
+    fn submit(
+        &mut self,
+        queue: &mut VirtQueue<BoxHal, QUEUE>,
+        request: Request,
+        length: usize,
+        until_ns: u64,
+    ) -> Result<(), DiskFailed> {
+        let data = self.data.get_mut(..length).ok_or(DiskFailed)?;
+        let frame = &mut *self.frame;
+        frame.header = request.header();
+        frame.answer = [UNANSWERED];
+        // SAFETY: frame and buffer are not touched until the device gives them back: whoever wants to looks first whether something is
+        // pending, which it is until `take_back`. They live as long as the disk does.
+        let token = unsafe {
+            match request {
+                Request::Read(_) => queue.add(&[&frame.header], &mut [data, &mut frame.answer]),
+                Request::Write(_) => queue.add(&[&frame.header, data], &mut [&mut frame.answer]),
+                Request::Flush => queue.add(&[&frame.header], &mut [&mut frame.answer]),
+            }
+        }
+        .map_err(|_| DiskFailed)?;
+        self.ended = None;
+        self.pending = Some(Pending {
+            token,
+            request,
+            length,
+            until_ns,
+            is_late: false,
+        });
+        Ok(())
+    }
+
+    /// Takes back what the device is done with, if it is this one's. True if it was.
+    fn take_back(&mut self, queue: &mut VirtQueue<BoxHal, QUEUE>, token: u16) -> bool {
+        let Some(done) = self.pending.take_if(|pending| pending.token == token) else {
+            return false;
+        };
+        let data = self.data.get_mut(..done.length).unwrap_or_default();
+        let frame = &mut *self.frame;
+        // SAFETY: these are what `submit` has given to the device with this token.
+        let popped = unsafe {
+            match done.request {
+                Request::Read(_) => {
+                    queue.pop_used(token, &[&frame.header], &mut [data, &mut frame.answer])
+                }
+                Request::Write(_) => {
+                    queue.pop_used(token, &[&frame.header, data], &mut [&mut frame.answer])
+                }
+                Request::Flush => queue.pop_used(token, &[&frame.header], &mut [&mut frame.answer]),
+            }
+        };
+        self.ended = Some(if popped.is_ok() && is_done(frame.answer[0]) {
+            Ok(())
+        } else {
+            Err(DiskFailed)
+        });
+        true
+    }
+
+    /// True once, when the request that is under way takes too long.
+    fn becomes_late(&mut self) -> bool {
+        let late = self
+            .pending
+            .as_mut()
+            .filter(|pending| !pending.is_late && clock::now_ns() > pending.until_ns);
+        late.is_some_and(|pending| !core::mem::replace(&mut pending.is_late, true))
+    }
+
+    fn is_late(&self) -> bool {
+        self.pending.is_some_and(|pending| pending.is_late)
+    }
+}
+
+/// Whose request it is.
+#[derive(Clone, Copy)]
+enum User {
+    Transfer,
+    Flush,
+    Guest,
+}
+
+/// How a request for the guest ended.
+#[derive(Debug)]
+pub enum GuestEnd {
+    /// So, and its buffer is back.
+    Done(Result<(), DiskFailed>, Box<[u8]>),
+    /// It failed, and the disk may still use the buffer: [`GuestEnd::Done`] follows when not.
+    Late,
 }
 
 /// What went through the disk's driver.
@@ -82,16 +195,10 @@ pub struct Disk {
     sectors: u64,
     /// The disk's own block size, as the partition table counts.
     block_bytes: u32,
-    /// The read or write under way, and what it was given.
-    transfer: Option<Pending>,
-    frame: Box<Frame>,
-    data: Box<[u8]>,
-    /// How it ended, until someone asks.
-    transferred: Option<Result<(), DiskFailed>>,
-    /// The flush under way.
-    flush: Option<Pending>,
-    flush_frame: Box<Frame>,
-    flushed: Option<Result<(), DiskFailed>>,
+    /// What is waited for.
+    transfer: Lane,
+    flush: Lane,
+    guest: Lane,
     /// Late requests since then.
     late: (u32, u64),
     is_given_up: bool,
@@ -157,13 +264,9 @@ impl Disk {
             features,
             sectors,
             block_bytes,
-            transfer: None,
-            frame: Frame::new(),
-            data: alloc::vec![0; PIECE].into_boxed_slice(),
-            transferred: None,
-            flush: None,
-            flush_frame: Frame::new(),
-            flushed: None,
+            transfer: Lane::new(PIECE),
+            flush: Lane::new(0),
+            guest: Lane::new(0),
             late: (0, 0),
             is_given_up: false,
             meanwhile: None,
@@ -213,54 +316,25 @@ impl Disk {
         }
     }
 
-    /// Whether the device has what belongs to a request like this one, or takes no more.
-    fn is_busy(&mut self, request: Request) -> bool {
+    /// Gives the request of a lane to the device.
+    fn submit(
+        &mut self,
+        user: User,
+        request: Request,
+        length: usize,
+        until_ns: u64,
+    ) -> Result<(), DiskFailed> {
         self.reap();
-        let pending = match request {
-            Request::Flush => &self.flush,
-            _ => &self.transfer,
+        let lane = match user {
+            User::Transfer => &mut self.transfer,
+            User::Flush => &mut self.flush,
+            User::Guest => &mut self.guest,
         };
-        self.is_given_up || pending.is_some()
-    }
-
-    /// Gives a request to the device; the data of a read or write is in the first `length` bytes of the buffer.
-    fn submit(&mut self, request: Request, length: usize, until_ns: u64) -> Result<(), DiskFailed> {
-        if self.is_busy(request) {
+        if self.is_given_up || lane.pending.is_some() {
             return Err(DiskFailed);
         }
         self.counters.requests += 1;
-        let data = self.data.get_mut(..length).ok_or(DiskFailed)?;
-        let frame = match request {
-            Request::Flush => &mut *self.flush_frame,
-            _ => &mut *self.frame,
-        };
-        frame.header = request.header();
-        frame.answer = [UNANSWERED];
-        // SAFETY: frame and buffer are not touched until the device gives them back: whoever wants to asks `is_busy` first,
-        // which says no more than `reap` has made sure of. They live as long as the disk does.
-        let token = unsafe {
-            match request {
-                Request::Read(_) => self
-                    .queue
-                    .add(&[&frame.header], &mut [data, &mut frame.answer]),
-                Request::Write(_) => self
-                    .queue
-                    .add(&[&frame.header, data], &mut [&mut frame.answer]),
-                Request::Flush => self.queue.add(&[&frame.header], &mut [&mut frame.answer]),
-            }
-        }
-        .map_err(|_| DiskFailed)?;
-        let pending = Some(Pending {
-            token,
-            request,
-            length,
-            until_ns,
-            is_late: false,
-        });
-        match request {
-            Request::Flush => self.flush = pending,
-            _ => self.transfer = pending,
-        }
+        lane.submit(&mut self.queue, request, length, until_ns)?;
         self.doorbell.ring();
         Ok(())
     }
@@ -270,48 +344,19 @@ impl Disk {
         while !self.is_given_up
             && let Some(token) = self.queue.peek_used()
         {
-            let is = |pending: &mut Pending| pending.token == token;
-            if let Some(done) = self.transfer.take_if(is) {
-                self.transferred = Some(self.finish(done));
-            } else if let Some(done) = self.flush.take_if(is) {
-                self.flushed = Some(self.finish(done));
-            } else {
+            let queue = &mut *self.queue;
+            let lanes = [&mut self.transfer, &mut self.flush, &mut self.guest];
+            let mut taken = false;
+            for lane in lanes {
+                if !taken && lane.take_back(queue, token) {
+                    taken = true;
+                    self.counters.failed += u64::from(lane.ended == Some(Err(DiskFailed)));
+                }
+            }
+            if !taken {
                 self.give_up("breaks the rules of its queue");
             }
         }
-    }
-
-    /// Takes back a request that the device is done with, and tells how it went.
-    fn finish(&mut self, done: Pending) -> Result<(), DiskFailed> {
-        let data = self.data.get_mut(..done.length).ok_or(DiskFailed)?;
-        let frame = match done.request {
-            Request::Flush => &mut *self.flush_frame,
-            _ => &mut *self.frame,
-        };
-        // SAFETY: these are what `submit` has given to the device with this token.
-        let popped = unsafe {
-            match done.request {
-                Request::Read(_) => self.queue.pop_used(
-                    done.token,
-                    &[&frame.header],
-                    &mut [data, &mut frame.answer],
-                ),
-                Request::Write(_) => self.queue.pop_used(
-                    done.token,
-                    &[&frame.header, data],
-                    &mut [&mut frame.answer],
-                ),
-                Request::Flush => {
-                    self.queue
-                        .pop_used(done.token, &[&frame.header], &mut [&mut frame.answer])
-                }
-            }
-        };
-        if popped.is_ok() && is_done(frame.answer[0]) {
-            return Ok(());
-        }
-        self.counters.failed += 1;
-        Err(DiskFailed)
     }
 
     /// Reads or writes the first `length` bytes of the buffer.
@@ -321,17 +366,17 @@ impl Disk {
         length: usize,
         until_ns: u64,
     ) -> Result<(), DiskFailed> {
-        self.submit(request, length, until_ns)?;
+        self.submit(User::Transfer, request, length, until_ns)?;
         let started = clock::now_ns();
         let result = loop {
             self.reap();
             if self.is_given_up {
                 break Err(DiskFailed);
             }
-            if self.transfer.is_none() {
-                break self.transferred.take().unwrap_or(Err(DiskFailed));
+            if self.transfer.pending.is_none() {
+                break self.transfer.ended.take().unwrap_or(Err(DiskFailed));
             }
-            if clock::now_ns() > until_ns {
+            if self.transfer.becomes_late() {
                 self.note_late();
                 break Err(DiskFailed);
             }
@@ -368,7 +413,7 @@ impl Blocks for Disk {
         let until_ns = clock::now_ns() + PATIENCE_NS;
         for piece in out.chunks_mut(PIECE) {
             self.transfer(Request::Read(sector), piece.len(), until_ns)?;
-            piece.copy_from_slice(self.data.get(..piece.len()).ok_or(DiskFailed)?);
+            piece.copy_from_slice(self.transfer.data.get(..piece.len()).ok_or(DiskFailed)?);
             sector += piece.len() as u64 / SECTOR;
         }
         Ok(())
@@ -379,10 +424,12 @@ impl Blocks for Disk {
         let until_ns = clock::now_ns() + PATIENCE_NS;
         for piece in bytes.chunks(PIECE) {
             // The device may still have the buffer.
-            if self.is_busy(Request::Write(sector)) {
+            self.reap();
+            if self.transfer.pending.is_some() {
                 return Err(DiskFailed);
             }
-            self.data
+            self.transfer
+                .data
                 .get_mut(..piece.len())
                 .ok_or(DiskFailed)?
                 .copy_from_slice(piece);
@@ -394,14 +441,14 @@ impl Blocks for Disk {
 
     fn flush(&mut self) -> Result<(), DiskFailed> {
         // One that is under way may have begun before the last write. Whoever waits for it is served by this one.
-        let is_awaited = self.flush.is_some() || self.flushed.is_some();
-        while self.flush.is_some() && self.end_flush().is_none() {
+        let is_awaited = self.flush.pending.is_some() || self.flush.ended.is_some();
+        while self.flush.pending.is_some() && self.end_flush().is_none() {
             self.pause();
         }
         self.begin_flush()?;
         loop {
             if let Some(ended) = self.end_flush() {
-                self.flushed = is_awaited.then_some(ended);
+                self.flush.ended = is_awaited.then_some(ended);
                 return ended;
             }
             self.pause();
@@ -412,13 +459,11 @@ impl Blocks for Disk {
 impl Flushes for Disk {
     fn begin_flush(&mut self) -> Result<(), DiskFailed> {
         if !self.features.has_flush() && !self.is_given_up {
-            self.flushed = Some(Ok(()));
+            self.flush.ended = Some(Ok(()));
             return Ok(());
         }
         let until_ns = clock::now_ns() + FLUSH_PATIENCE_NS;
-        self.submit(Request::Flush, 0, until_ns)?;
-        self.flushed = None;
-        Ok(())
+        self.submit(User::Flush, Request::Flush, 0, until_ns)
     }
 
     fn end_flush(&mut self) -> Option<Result<(), DiskFailed>> {
@@ -426,14 +471,60 @@ impl Flushes for Disk {
         if self.is_given_up {
             return Some(Err(DiskFailed));
         }
-        if let Some(flush) = self.flush.as_mut()
-            && (flush.is_late || clock::now_ns() > flush.until_ns)
-        {
-            if !core::mem::replace(&mut flush.is_late, true) {
-                self.note_late();
-            }
+        if self.flush.becomes_late() {
+            self.note_late();
+        }
+        if self.flush.is_late() {
             return Some(Err(DiskFailed));
         }
-        self.flushed.take()
+        self.flush.ended.take()
+    }
+}
+
+/// Requests for the guest: one at a time, with the buffer for its data, never waited for.
+impl Disk {
+    /// Begins a request of the guest's; data are the first `length` bytes of the buffer.
+    ///
+    /// # Errors
+    /// Gives the buffer back if the disk does not take the request.
+    pub fn begin_for_guest(
+        &mut self,
+        request: Request,
+        buffer: Box<[u8]>,
+        length: usize,
+    ) -> Result<(), Box<[u8]>> {
+        self.reap();
+        if self.guest.pending.is_some() {
+            return Err(buffer);
+        }
+        self.guest.data = buffer;
+        if request == Request::Flush && !self.features.has_flush() && !self.is_given_up {
+            self.guest.ended = Some(Ok(()));
+            return Ok(());
+        }
+        let until_ns = clock::now_ns() + GUEST_PATIENCE_NS;
+        self.submit(User::Guest, request, length, until_ns)
+            .map_err(|DiskFailed| core::mem::take(&mut self.guest.data))
+    }
+
+    /// How the request for the guest ended that was begun, once; none while it is under way, and if there is none.
+    pub fn end_for_guest(&mut self) -> Option<GuestEnd> {
+        self.reap();
+        if self.guest.becomes_late() {
+            self.counters.late += 1;
+            output::problem(
+                "the disk does not answer a request of the guest's: it is told that it failed; check the disk",
+            );
+            return Some(GuestEnd::Late);
+        }
+        if self.is_given_up && self.guest.pending.is_some() && !self.guest.is_late() {
+            // What the device was given is never touched again.
+            if let Some(pending) = &mut self.guest.pending {
+                pending.is_late = true;
+            }
+            return Some(GuestEnd::Late);
+        }
+        let ended = self.guest.ended.take()?;
+        Some(GuestEnd::Done(ended, core::mem::take(&mut self.guest.data)))
     }
 }

@@ -121,6 +121,26 @@ fn makes_the_two_partitions_once() {
 }
 
 #[test]
+fn a_new_guest_partition_begins_with_zeros() {
+    let mut disk = flashed(256);
+    let place = 116 * MIB as usize;
+    *disk.byte(place + 1080) = 0x53;
+    *disk.byte(place + 65535) = 1;
+    *disk.byte(place + 65536) = 2;
+    let mut table = Table::load(&mut disk).unwrap();
+    table.provision(&mut disk).unwrap();
+    let guest = table.find(Partition::Guest).unwrap().unwrap();
+    assert_eq!(guest.first_lba * BLOCK as u64, place as u64);
+    let bytes = [1080, 65535, 65536].map(|at| *disk.byte(place + at));
+    assert_eq!(bytes, [0, 0, 2]);
+    // What the guest has written since stays.
+    *disk.byte(place + 1080) = 0x53;
+    let mut table = Table::load(&mut disk).unwrap();
+    table.provision(&mut disk).unwrap();
+    assert_eq!(*disk.byte(place + 1080), 0x53);
+}
+
+#[test]
 fn a_power_cut_at_any_write_is_survived() {
     let flashed = flashed(200);
     let mut whole = flashed.clone();

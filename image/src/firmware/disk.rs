@@ -33,6 +33,8 @@ pub struct BootDisk {
     pub block_bytes: u32,
     /// Where the partition `store` lies.
     pub store: Extent,
+    /// Where the partition `guest` lies, if there is one.
+    pub guest: Option<Extent>,
 }
 
 fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
@@ -182,6 +184,7 @@ impl Prepared {
             controller: self.disk.controller,
             block_bytes: self.disk.block_bytes,
             store,
+            guest: self.table.find(Partition::Guest).ok().flatten(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use core::arch::asm;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use x86_64::registers::model_specific::GsBase;
 use x86_64::{VirtAddr, instructions::interrupts};
@@ -18,6 +18,35 @@ pub const WAKE_TIMER: u32 = 1;
 pub const WAKE_KICK: u32 = 2;
 /// A device interrupted.
 pub const WAKE_DEVICE: u32 = 4;
+
+/// What a CPU is doing, as far as it matters whether it may allocate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Path {
+    /// Anything: boot, housekeeping, pages, the console, the guest's keeper.
+    Other = 0,
+    /// It runs a vCPU.
+    Exits = 1,
+    /// It takes frames from ports and guest.
+    Frames = 2,
+    /// It sees to the flows: what frames and time have led to.
+    Flows = 3,
+}
+
+impl Path {
+    /// Every path, in order.
+    pub const ALL: [Path; 4] = [Path::Other, Path::Exits, Path::Frames, Path::Flows];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Path::Other => "other",
+            Path::Exits => "exits",
+            Path::Frames => "frames",
+            Path::Flows => "flows",
+        }
+    }
+}
 
 /// One CPU. Reached by its own code through the GS base, by others through [`by_index`].
 #[repr(C)]
@@ -35,6 +64,8 @@ pub struct Cpu {
     armed_ns: AtomicU64,
     /// Nanoseconds spent asleep.
     asleep_ns: AtomicU64,
+    /// A [`Path`].
+    path: AtomicU8,
 }
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] =
@@ -60,6 +91,7 @@ pub fn register(index: usize) {
         kicked: AtomicBool::new(false),
         armed_ns: AtomicU64::new(u64::MAX),
         asleep_ns: AtomicU64::new(0),
+        path: AtomicU8::new(Path::Other as u8),
     }));
     let pointer = &raw mut *cpu;
     cpu.this.store(pointer, Ordering::Relaxed);
@@ -94,6 +126,26 @@ fn this() -> Option<&'static Cpu> {
 /// The calling CPU's number; 0 before it has registered.
 pub fn index() -> usize {
     this().map_or(0, |cpu| cpu.index)
+}
+
+/// Does something on a path.
+pub fn on_path<T>(path: Path, act: impl FnOnce() -> T) -> T {
+    let Some(cpu) = this() else {
+        return act();
+    };
+    let before = cpu.path.swap(path as u8, Ordering::Relaxed);
+    let result = act();
+    cpu.path.store(before, Ordering::Relaxed);
+    result
+}
+
+/// The path that the calling CPU is on.
+pub fn path() -> Path {
+    let path = this().map_or(0, |cpu| cpu.path.load(Ordering::Relaxed));
+    Path::ALL
+        .get(usize::from(path))
+        .copied()
+        .unwrap_or(Path::Other)
 }
 
 /// Notes, in an interrupt handler, why the CPU was woken.

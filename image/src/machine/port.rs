@@ -20,6 +20,24 @@ pub fn write_u8(port: u16, value: u8) {
     };
 }
 
+/// Reads 16 bits from `port`.
+pub fn read_u16(port: u16) -> u16 {
+    let value;
+    // SAFETY: as `read_u8`.
+    unsafe {
+        asm!("in ax, dx", out("ax") value, in("dx") port, options(nomem, nostack, preserves_flags))
+    };
+    value
+}
+
+/// Writes 16 bits to `port`.
+pub fn write_u16(port: u16, value: u16) {
+    // SAFETY: as `write_u8`.
+    unsafe {
+        asm!("out dx, ax", in("ax") value, in("dx") port, options(nomem, nostack, preserves_flags))
+    };
+}
+
 /// Reads 32 bits from `port`.
 pub fn read_u32(port: u16) -> u32 {
     let value;

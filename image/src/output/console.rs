@@ -112,6 +112,11 @@ impl Service {
                             guest::request_restart();
                             String::from("the guest is being restarted")
                         }
+                        Command::ShutDownGuest => String::from(if guest::shut_down() {
+                            "the guest is asked to shut down"
+                        } else {
+                            "the guest does not run; it stays off until `restart`"
+                        }),
                         Command::Reset => {
                             outcome.wants_reset = true;
                             String::new()

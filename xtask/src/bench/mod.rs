@@ -2,7 +2,7 @@
 
 mod bytes;
 pub mod engine;
-mod hv;
+pub mod hv;
 mod probed;
 mod report;
 mod sched;

@@ -138,7 +138,7 @@ impl Setup {
             card.wire = wire.clone();
         }
         let monitor = folder.join("monitor");
-        machine.monitor = self.disk_can_hang.then(|| monitor.clone());
+        machine.monitor = Some(monitor.clone());
         let ports = [folder.join("com1"), folder.join("com2")];
         machine.com1 = Serial::Socket {
             path: ports[0].clone(),
@@ -461,28 +461,40 @@ impl TestBox {
     /// # Errors
     /// When QEMU does not do it.
     pub fn hang_disk(&mut self) -> Result<()> {
+        // qemu-io(1): the next request of this kind stops at a break point that has a name.
+        let hang = "qemu-io disk0 \"break write_aio writes\"";
+        self.tell_qemu(
+            json!({"execute": "human-monitor-command", "arguments": {"command-line": hang}}),
+        )
+    }
+
+    /// Presses the box's power button.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn press_power_button(&mut self) -> Result<()> {
+        self.tell_qemu(json!({"execute": "system_powerdown"}))
+    }
+
+    /// Has QEMU do something.
+    fn tell_qemu(&mut self, command: serde_json::Value) -> Result<()> {
         let monitor = UnixStream::connect(&self.monitor).context("QEMU's monitor")?;
         monitor.set_read_timeout(Some(Duration::from_secs(20)))?;
         let mut answers = BufReader::new(monitor.try_clone()?).lines();
-        let mut ask = |command: serde_json::Value| -> Result<()> {
+        for command in [json!({"execute": "qmp_capabilities"}), command] {
             writeln!(&monitor, "{command}").context("QEMU's monitor")?;
-            for line in answers.by_ref() {
-                let answer: serde_json::Value = serde_json::from_str(&line?)?;
+            loop {
+                let line = answers.next().context("QEMU's monitor is gone")??;
+                let answer: serde_json::Value = serde_json::from_str(&line)?;
                 // A human's command has its complaints in what it prints.
                 match answer.get("return") {
-                    Some(printed) if printed.as_str().unwrap_or_default().is_empty() => {
-                        return Ok(());
-                    }
+                    Some(printed) if printed.as_str().unwrap_or_default().is_empty() => break,
                     None if answer.get("error").is_none() => {}
                     _ => bail!("QEMU says to {command}: {answer}"),
                 }
             }
-            bail!("QEMU's monitor is gone")
-        };
-        ask(json!({"execute": "qmp_capabilities"}))?;
-        // qemu-io(1): the next request of this kind stops at a break point that has a name.
-        let hang = "qemu-io disk0 \"break write_aio writes\"";
-        ask(json!({"execute": "human-monitor-command", "arguments": {"command-line": hang}}))
+        }
+        Ok(())
     }
 
     /// Resets the box from its console, and gives the disk. (The emulator ends at a reset.)
@@ -491,10 +503,18 @@ impl TestBox {
     /// When it says something that must not be, or does not reset.
     pub fn reset(mut self) -> Result<PathBuf> {
         self.type_keys(b"reset\r")?;
+        self.ends()
+    }
+
+    /// Waits for the end of the emulator, which a reset or switching off brings, and gives the disk.
+    ///
+    /// # Errors
+    /// When the box says something that must not be, or does not end.
+    pub fn ends(mut self) -> Result<PathBuf> {
         while self.qemu.try_wait()?.is_none() {
             self.check(&self.watch.lock())?;
             process::check_interrupted()?;
-            ensure!(Instant::now() < self.deadline, "the box does not reset");
+            ensure!(Instant::now() < self.deadline, "the box does not end");
             std::thread::sleep(Duration::from_millis(20));
         }
         self.check(&self.watch.lock())?;

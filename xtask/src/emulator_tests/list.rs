@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, frames, once, pages, pair, probes, program, store};
+use super::{Test, Trial, dmesg, frames, guest, once, pages, pair, probes, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -32,6 +32,54 @@ pub const ALL: &[Test] = &[
         about: "boot --once: the guest's serial port on stdout, its status as the exit status",
         deadline: BUILDS,
         run: once::once_command,
+    },
+    Test {
+        name: "dmesg",
+        about: "Debian's stock kernel warns of nothing in a box that it does not warn of on QEMU itself",
+        deadline: BUILDS,
+        run: dmesg::stock_kernel,
+    },
+    Test {
+        name: "guest-disk",
+        about: "what the guest wrote to its disk is there after a reset and after a power cut",
+        deadline: LONG,
+        run: guest::disk,
+    },
+    Test {
+        name: "power-button",
+        about: "the guest shuts down when its power button is pressed, and the box says so",
+        deadline: LONG,
+        run: guest::power_button,
+    },
+    Test {
+        name: "box-power-button",
+        about: "the box's power button shuts the guest down and switches the box off",
+        deadline: LONG,
+        run: guest::box_power_button,
+    },
+    Test {
+        name: "memory",
+        about: "the box stays within 48 MiB, and allocates nothing where guests leave and frames pass",
+        deadline: LONG,
+        run: guest::memory_is_bounded,
+    },
+    Test {
+        name: "watchdog",
+        about: "a guest that does not answer its watchdog is started again",
+        deadline: LONG,
+        run: guest::watchdog,
+    },
+    Test {
+        name: "power-button-unheard",
+        about: "a guest that does not heed its power button is told of, and goes on",
+        deadline: SHORT,
+        run: guest::power_button_unheard,
+    },
+    Test {
+        name: "no-guest-disk",
+        about: "without a partition for it the guest runs without a disk",
+        deadline: SHORT,
+        run: guest::no_guest_disk,
     },
     Test {
         name: "tunnel",

@@ -2,7 +2,9 @@
 //! test has a deadline far beyond what it needs; nothing is measured.
 
 mod boxes;
+mod dmesg;
 pub mod frames;
+mod guest;
 mod list;
 mod once;
 mod pages;

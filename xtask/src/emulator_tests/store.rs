@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Trial;
 use super::boxes::{Setup, TestBox};
+use super::guest;
 use super::pair::{Configs, Pair};
 use super::watch::Said;
 
@@ -93,6 +94,8 @@ pub fn survives(trial: &mut Trial<'_>) -> Result<()> {
         "{FILE_BYTES} bytes of noise took only {cold} bytes of the line"
     );
     is_written(&mut pair.core)?;
+    guest::takes_no_more(&pair.branch)?;
+    guest::takes_no_more(&pair.core)?;
     let Pair { branch, core, line } = pair;
     drop(line);
     let disks = [branch.reset()?, core.unplug()];

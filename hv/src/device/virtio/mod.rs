@@ -3,6 +3,7 @@
 //! A device is a [`Backend`]: it sees queues, guest memory and the host, and never a register. What a driver does wrong
 //! stops its device until the driver resets it, and is counted.
 
+pub mod block;
 pub mod console;
 pub mod entropy;
 pub mod mmio;
@@ -60,6 +61,11 @@ pub trait Backend {
     const QUEUES: &'static [u16];
     /// Features it offers beside those of the transport.
     const FEATURES: u64 = 0;
+
+    /// Features that this one offers beside those of the transport.
+    fn features(&self) -> u64 {
+        Self::FEATURES
+    }
 
     /// The byte at `offset` of the configuration space; 0 beyond its end.
     fn config(&self, offset: u64) -> u8;

@@ -20,6 +20,7 @@ impl<'h> Two<'h> {
         }
         let config = MachineConfig {
             mac: None,
+            block: None,
             debug_exit: true,
         };
         let vcpus = players

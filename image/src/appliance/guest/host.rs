@@ -1,14 +1,16 @@
 //! The box under the hypervisor, and the guest's wire and console as the network's CPU sees them. Rings join the two CPUs;
 //! whoever puts something in kicks the other.
 
+use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use outpost::console::ByteQueue;
 use outpost::ring::{Consumer, Producer, frame_ring};
-use outpost_hv::host::Host;
+use outpost_hv::host::{BlockDone, BlockRequest, Host};
 use outpost_hv::platform::DEVICE_VCPU;
 use spin::{Mutex, Once};
 
+use super::disk;
 use crate::appliance::cpus;
 use crate::machine::{clock, entropy};
 use crate::output::serial::{COM3, Serial};
@@ -97,6 +99,14 @@ impl Host for BoxHost {
                 return copied;
             }
         }
+    }
+
+    fn block_begin(&self, request: BlockRequest, buffer: Box<[u8]>) -> Result<u64, Box<[u8]>> {
+        disk::begin(request, buffer)
+    }
+
+    fn block_end(&self) -> Option<BlockDone> {
+        disk::end()
     }
 
     fn entropy(&self, buffer: &mut [u8]) {

@@ -1,5 +1,6 @@
 //! The guest's life: checked, started, run where the scheduler says, restarted by policy. What it does or fails to do never stops the network.
 
+mod disk;
 mod host;
 
 use alloc::boxed::Box;
@@ -17,6 +18,7 @@ use outpost::restart::{Ended, RestartPolicy};
 use outpost_config::{Config, Guest};
 use outpost_hv::cpu::Vcpu;
 use outpost_hv::cpu::svm::SvmGuest;
+use outpost_hv::device::virtio::block::{BlockConfig, BlockCounters};
 use outpost_hv::exit::{ExitCounters, ExitCounts};
 use outpost_hv::machine::{GuestImage, Left, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
@@ -27,9 +29,11 @@ use spin::Mutex;
 use super::budget::Shares;
 use super::cpus::{self, Sharing, Turn};
 use crate::firmware::{Findings, GuestFiles};
+use crate::machine::cpu::{self, Path};
 use crate::machine::{clock, panic};
 use crate::output::{self, telemetry};
 
+pub use disk::Disk;
 pub use host::{Wire, console_input, console_output, has_console_output};
 
 /// What the guest's CPU can make ready before it is told to start.
@@ -69,6 +73,10 @@ static MACHINE: Mutex<Option<Arc<Machine<'static>>>> = Mutex::new(None);
 /// vCPUs that have seen its end.
 static GONE: AtomicU64 = AtomicU64::new(0);
 static RESTART: AtomicBool = AtomicBool::new(false);
+static SHUT_DOWN: AtomicBool = AtomicBool::new(false);
+
+/// A guest that has not shut down so long after its power button was pressed does not do it. (Debian's services get 90 s to stop, and need few.)
+pub const BUTTON_PATIENCE_NS: u64 = 60_000_000_000;
 
 fn set_phase(phase: Phase) {
     PHASE.store(phase as u8, Ordering::Release);
@@ -113,6 +121,14 @@ pub fn exits_by_vcpu() -> Vec<ExitCounts> {
     exits.iter().map(|counters| counters.snapshot()).collect()
 }
 
+/// What happened on the disk of the guest that runs; none if it has none.
+pub fn block_counters() -> Option<BlockCounters> {
+    let machine = MACHINE.lock().clone()?;
+    let counters =
+        machine.with_platform(|platform| platform.has_block().then(|| platform.counters()))?;
+    Some(counters.block)
+}
+
 /// Notes what the guest said on its console.
 pub fn note(says: GuestSays) {
     let (phase, milestone) = match says {
@@ -133,6 +149,19 @@ pub fn request_restart() {
     cpus::call_vcpu(DEVICE_VCPU);
 }
 
+/// True while the guest runs, or is about to.
+pub fn is_running() -> bool {
+    let phase = PHASE.load(Ordering::Acquire);
+    phase != Phase::Off as u8 && phase != Phase::Stopped as u8 && !panic::lost_expendable()
+}
+
+/// Has the guest's power button pressed; a guest that is to start again after a pause stays off. False if it does not run.
+pub fn shut_down() -> bool {
+    SHUT_DOWN.store(true, Ordering::Release);
+    cpus::call_keeper();
+    is_running()
+}
+
 /// True when the guest is to stop.
 fn restart_requested() -> bool {
     RESTART.load(Ordering::Acquire)
@@ -151,7 +180,7 @@ pub fn lay_out(findings: &mut Findings, shares: &mut Shares) {
 }
 
 /// Tells the guest's CPU to start it, or says why there will be no guest.
-pub fn start(findings: &Findings, lan_mac: [u8; 6]) {
+pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) {
     let Ok(config) = &findings.config else {
         return;
     };
@@ -172,6 +201,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6]) {
         words: words(config, guest),
         machine: MachineConfig {
             mac: Some(mac(lan_mac)),
+            block,
             debug_exit: guest.debug_exit,
         },
         vcpus: guest.vcpus as usize,
@@ -250,6 +280,8 @@ struct Keeper {
     order: Option<Order>,
     policy: RestartPolicy,
     started_ns: u64,
+    /// The power button was pressed, and is to be answered by then.
+    answer_by_ns: Option<u64>,
 }
 
 static KEEPER: Mutex<Option<Keeper>> = Mutex::new(None);
@@ -266,6 +298,7 @@ pub fn keep() -> Turn {
         order: None,
         policy: RestartPolicy::default(),
         started_ns: 0,
+        answer_by_ns: None,
     });
     keeper.turn()
 }
@@ -278,6 +311,10 @@ impl Keeper {
             Stage::AwaitOrder => self.await_order(),
             Stage::Watch => self.watch(),
             Stage::Pause(until) => {
+                if SHUT_DOWN.swap(false, Ordering::AcqRel) && until.is_some() {
+                    self.stay_off();
+                    return Turn::Busy;
+                }
                 if restart_requested() || until.is_some_and(|until| clock::now_ns() >= until) {
                     self.stage = Stage::Clear { run: 0, offset: 0 };
                     return Turn::Busy;
@@ -339,6 +376,7 @@ impl Keeper {
         };
         panic::set_expendable();
         RESTART.store(false, Ordering::Release);
+        SHUT_DOWN.store(false, Ordering::Release);
         set_phase(Phase::Starting);
         match make(material, order) {
             Ok(machine) => {
@@ -360,8 +398,9 @@ impl Keeper {
         let vcpus = MACHINE.lock().as_ref().map_or(0, |machine| machine.vcpus());
         let all = CpuSet::below(vcpus).0;
         if vcpus > 0 && GONE.load(Ordering::Acquire) & all != all {
-            return Turn::Idle(None);
+            return Turn::Idle(self.press());
         }
+        self.answer_by_ns = None;
         host::set_running(false);
         let stop = MACHINE.lock().take().and_then(|machine| {
             // The CPU that said so last lets go of it in a moment.
@@ -383,12 +422,40 @@ impl Keeper {
                 Some(clock::now_ns() + wait.as_nanos() as u64)
             }
             None => {
-                log::info!("guest: stays off until `restart` on the console");
-                None
+                self.stay_off();
+                return Turn::Busy;
             }
         };
         self.stage = Stage::Pause(until);
         Turn::Busy
+    }
+
+    fn stay_off(&mut self) {
+        log::info!("guest: stays off until `restart` on the console");
+        self.stage = Stage::Pause(None);
+    }
+
+    /// Presses the power button of the guest that runs, if someone wants that, and sees whether it is answered. Gives when to look again.
+    fn press(&mut self) -> Option<u64> {
+        let now = clock::now_ns();
+        if SHUT_DOWN.swap(false, Ordering::AcqRel)
+            && let Some(machine) = MACHINE.lock().clone()
+        {
+            machine.with_platform(|platform| platform.press_power_button());
+            log::info!("guest: its power button is pressed");
+            self.answer_by_ns = Some(now + BUTTON_PATIENCE_NS);
+        }
+        let answer_by = self.answer_by_ns?;
+        if now < answer_by {
+            return Some(answer_by);
+        }
+        self.answer_by_ns = None;
+        output::problem(&format!(
+            "guest: it has not shut down within {} s of its power button being pressed: it goes on; `restart` on the console stops it without asking. \
+             Does it run something that heeds the button (acpid, systemd-logind)?",
+            BUTTON_PATIENCE_NS / 1_000_000_000
+        ));
+        None
     }
 
     /// There will be no guest until the box is reset.
@@ -408,7 +475,7 @@ pub fn run(vcpu: usize, index: usize) -> Turn {
     let Some(machine) = machine.filter(|_| !panic::lost_expendable()) else {
         return Turn::Idle(None);
     };
-    match machine.run(vcpu, index) {
+    match cpu::on_path(Path::Exits, || machine.run(vcpu, index)) {
         Left::Resting(until) => Turn::Idle(until),
         Left::Preempted => Turn::Busy,
         Left::Stopped => {
@@ -435,6 +502,7 @@ pub fn release(vcpu: usize, index: usize) {
 /// True if a CPU is at work on the guest's devices at this moment.
 pub fn is_locked() -> bool {
     MACHINE.is_locked()
+        || disk::is_locked()
         || MACHINE
             .lock()
             .as_ref()

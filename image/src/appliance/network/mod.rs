@@ -19,11 +19,13 @@ use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 use serde_json::{Value, json};
 
-use super::budget::Shares;
+use super::budget::{Shares, Use};
 use super::cpus::Turn;
 use super::dictionary::{self, Dictionary};
 use super::guest;
-use crate::machine::{clock, cpu, entropy, entry, power};
+use crate::device::disk::Disk;
+use crate::machine::cpu::Path;
+use crate::machine::{clock, cpu, entropy, entry, heap, power};
 use crate::output::{self, console, telemetry};
 
 pub use ports::{NicPorts, find_ports};
@@ -38,6 +40,8 @@ const CONSOLE_NS: u64 = 20_000_000;
 const OUTPUT_NS: u64 = 500_000;
 /// When a network port has no interrupt, and while frames wait for room at one.
 const POLL_NS: u64 = 250_000;
+/// While the disk has a request of the guest's: it is polled.
+const DISK_NS: u64 = 100_000;
 /// The service looks for more work this long before it rests, after a pass that found some: to leave the CPU and take it back costs as much.
 const LINGER_NS: u64 = 20_000;
 /// What decides where frames go.
@@ -102,6 +106,14 @@ impl Forwarder {
         }
     }
 
+    /// Bytes of the dictionary's index.
+    fn index_memory(&self) -> usize {
+        match self {
+            Forwarder::Engine(engine) => engine.store_memory().0,
+            Forwarder::Cable(_) => 0,
+        }
+    }
+
     fn statistics(&self) -> Value {
         match self {
             Forwarder::Engine(engine) => {
@@ -130,12 +142,37 @@ fn now() -> Instant {
     Instant::from_micros(clock::now_ns() / 1000)
 }
 
+/// What there is on the disk, and its driver.
+pub struct Disks {
+    /// The driver, for its counters.
+    pub driver: Option<Rc<RefCell<Disk>>>,
+    /// Where the dictionary lies, if it is on the disk.
+    pub dictionary: Option<Dictionary>,
+    /// The guest's part.
+    pub guest: Option<guest::Disk>,
+}
+
+/// How the box's run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Reset,
+    Off,
+}
+
+impl core::fmt::Display for End {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            End::Reset => "resets",
+            End::Off => "switches itself off",
+        })
+    }
+}
+
 /// The service.
 pub struct Service {
     ports: NicPorts,
     forwarder: Forwarder,
-    /// Where the dictionary lies, if it is on the disk.
-    dictionary: Option<Dictionary>,
+    disks: Disks,
     guest: guest::Wire,
     console: console::Service,
     next_status_ns: u64,
@@ -145,6 +182,8 @@ pub struct Service {
     busy_outputs: bool,
     /// Frames wait for room at a port.
     waiting: bool,
+    /// The box is to be reset or switched off when the guest has shut down, or then.
+    leaving: Option<(End, u64)>,
 }
 
 impl Service {
@@ -152,27 +191,27 @@ impl Service {
     pub fn start(
         config: Option<&Config>,
         ports: NicPorts,
-        dictionary: Option<Dictionary>,
+        disks: Disks,
         shares: &Shares,
     ) -> Box<Self> {
         let mac = ports.station_mac();
         // Until a large store has been opened the box is a cable.
         let ports = Rc::new(RefCell::new(ports));
-        if let Some(dictionary) = &dictionary {
+        if let Some(dictionary) = &disks.dictionary {
             let (ports, mut cable) = (ports.clone(), Cable::new());
             dictionary.set_meanwhile(Some(Box::new(move || {
                 bridge(&mut ports.borrow_mut(), &mut cable);
             })));
         }
-        let forwarder = Forwarder::new(config, mac, shares, dictionary.as_ref(), now());
-        if let Some(dictionary) = &dictionary {
+        let forwarder = Forwarder::new(config, mac, shares, disks.dictionary.as_ref(), now());
+        if let Some(dictionary) = &disks.dictionary {
             dictionary.set_meanwhile(None);
         }
         let ports = ports.take();
         let mut service = Box::new(Service {
             ports,
             forwarder,
-            dictionary,
+            disks,
             guest: guest::Wire::take(),
             console: console::Service::start(),
             next_status_ns: 0,
@@ -180,10 +219,12 @@ impl Service {
             last_work_ns: 0,
             busy_outputs: true,
             waiting: false,
+            leaving: None,
         });
         // One pass, so that what came while the box started is on its way.
         service.pass();
         telemetry::milestone("forwarding");
+        service.memory().announce();
         service
     }
 
@@ -194,7 +235,7 @@ impl Service {
 
     /// One bounded piece of work.
     pub fn turn(&mut self) -> Turn {
-        let worked = self.pass();
+        let worked = self.pass() | self.disks.guest.as_mut().is_some_and(guest::Disk::tend);
         let now_ns = clock::now_ns();
         if worked {
             self.last_work_ns = now_ns;
@@ -211,12 +252,13 @@ impl Service {
         let now = now();
         let forwarder = &mut self.forwarder;
         let mut taken = 0;
-        for (port, nic) in self.ports.iter_mut() {
-            taken += nic.receive(BATCH, |frame| forwarder.receive(now, port, frame));
-        }
-        taken += self
-            .guest
-            .receive(BATCH, |frame| forwarder.receive(now, Port::Guest, frame));
+        let (ports, guest) = (&mut self.ports, &mut self.guest);
+        cpu::on_path(Path::Frames, || {
+            for (port, nic) in ports.iter_mut() {
+                taken += nic.receive(BATCH, |frame| forwarder.receive(now, port, frame));
+            }
+            taken += guest.receive(BATCH, |frame| forwarder.receive(now, Port::Guest, frame));
+        });
         let due = forwarder.next_wakeup(now).is_some_and(|due| due <= now);
         if taken == 0 && !due {
             if self.waiting {
@@ -224,13 +266,14 @@ impl Service {
             }
             return false;
         }
-        let (ports, guest) = (&mut self.ports, &mut self.guest);
-        forwarder.poll(now, &mut |port, frame| match port {
-            Port::Guest => guest.send(frame),
-            _ => ports.send(port, frame),
+        cpu::on_path(Path::Flows, || {
+            forwarder.poll(now, &mut |port, frame| match port {
+                Port::Guest => guest.send(frame),
+                _ => ports.send(port, frame),
+            });
+            self.waiting = ports.flush();
+            guest.flush();
         });
-        self.waiting = ports.flush();
-        guest.flush();
         true
     }
 
@@ -238,19 +281,33 @@ impl Service {
     fn housekeeping(&mut self, now_ns: u64) {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
+            let memory = self.memory();
+            let allocations: serde_json::Map<_, _> = Path::ALL
+                .iter()
+                .map(|path| (path.name().into(), heap::allocations(*path).into()))
+                .collect();
+            let memory = json!({
+                "index": memory.index, "rest": memory.rest,
+                "allocations": allocations,
+            });
             telemetry::status(
                 &guest::state(),
                 guest::exits().total(),
+                memory,
                 sharing::report(),
                 self.statistics(),
             );
             self.append_metrics();
+            if power::button_was_pressed() {
+                log::info!("the box's power button was pressed");
+                self.leave(End::Off, now_ns);
+            }
             self.next_console_ns = now_ns;
         }
         if now_ns >= self.next_console_ns {
             let outcome = self.console.poll();
             if let (Forwarder::Engine(engine), Some(dictionary)) =
-                (&mut self.forwarder, &mut self.dictionary)
+                (&mut self.forwarder, &mut self.disks.dictionary)
             {
                 dictionary.tend(engine, now());
             }
@@ -258,7 +315,12 @@ impl Service {
                 self.show_status();
             }
             if outcome.wants_reset {
-                self.reset();
+                self.leave(End::Reset, now_ns);
+            }
+            if let Some((end, at)) = self.leaving
+                && (now_ns >= at || !guest::is_running())
+            {
+                self.end(end);
             }
             if let Some(says) = outcome.guest_says {
                 guest::note(says);
@@ -275,6 +337,7 @@ impl Service {
 
     /// What the WAN stack does not know, for `/metrics`.
     fn append_metrics(&mut self) {
+        let memory = self.memory();
         let Forwarder::Engine(engine) = &mut self.forwarder else {
             return;
         };
@@ -298,8 +361,40 @@ impl Service {
             exits,
         );
         sharing::append(&mut out);
-        if let Some(dictionary) = &self.dictionary {
-            let disk = dictionary.counters();
+        for (what, bytes) in [("index", memory.index), ("rest", memory.rest)] {
+            out.gauge(
+                "outpost_memory_bytes",
+                "Memory that the box uses beside the guest: the dictionary's index, and the rest.",
+                &[("what", what)],
+                bytes,
+            );
+        }
+        for path in Path::ALL {
+            out.counter(
+                "outpost_allocations_total",
+                "Allocations since the start, by what the CPU was doing.",
+                &[("path", path.name())],
+                heap::allocations(path),
+            );
+        }
+        if let Some(disk) = guest::block_counters() {
+            for (what, count) in [
+                ("read", disk.reads),
+                ("write", disk.writes),
+                ("flush", disk.flushes),
+                ("refused", disk.refused),
+                ("failed", disk.failed),
+            ] {
+                out.counter(
+                    "outpost_guest_disk_requests_total",
+                    "The guest's requests to its disk, by what became of them.",
+                    &[("what", what)],
+                    count,
+                );
+            }
+        }
+        if let Some(driver) = &self.disks.driver {
+            let disk = driver.borrow().counters;
             for (name, help, value) in [
                 (
                     "outpost_disk_requests_total",
@@ -328,12 +423,30 @@ impl Service {
         engine.append_metrics(out.into_text());
     }
 
-    /// Resets the box, with the dictionary closed.
-    fn reset(&mut self) -> ! {
+    /// Ends the box's run once the guest has shut down; asked again, at once.
+    fn leave(&mut self, end: End, now_ns: u64) {
+        /// The guest's keeper says first that it was waited for in vain.
+        const MORE_NS: u64 = 1_000_000_000;
+        if self.leaving.is_some() || !guest::shut_down() {
+            self.end(end);
+        }
+        log::info!("the box {end} when the guest has shut down; asked again, it does not wait");
+        self.leaving = Some((end, now_ns + guest::BUTTON_PATIENCE_NS + MORE_NS));
+    }
+
+    /// Ends the box's run, with the dictionary closed.
+    fn end(&mut self, end: End) -> ! {
         if let Forwarder::Engine(engine) = &mut self.forwarder {
             engine.close_store();
         }
-        power::reset()
+        match end {
+            End::Reset => power::reset(),
+            End::Off => power::off(),
+        }
+    }
+
+    fn memory(&self) -> Use {
+        Use::now(self.forwarder.index_memory())
     }
 
     fn statistics(&self) -> Value {
@@ -341,6 +454,14 @@ impl Service {
         if let Some(net) = net.as_object_mut() {
             net.insert("ports".into(), self.ports.report());
             net.insert("dropped_guest_full".into(), self.guest.dropped().into());
+            if let Some(disk) = guest::block_counters() {
+                let value = json!({
+                    "reads": disk.reads, "read_bytes": disk.read_bytes,
+                    "writes": disk.writes, "written_bytes": disk.written_bytes,
+                    "flushes": disk.flushes, "refused": disk.refused, "failed": disk.failed,
+                });
+                net.insert("guest_disk".into(), value);
+            }
         }
         net
     }
@@ -349,11 +470,12 @@ impl Service {
         let up_ms = clock::now_ms().max(1);
         let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\nguest {}\n{}{:#}",
+            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\n{}\nguest {}\n{}{:#}",
             up_ms / 1000,
             up_ms % 1000,
             entry::deepest_stack() >> 10,
             entry::STACK_BYTES >> 10,
+            self.memory(),
             guest::state(),
             sharing::describe(),
             self.statistics()
@@ -376,9 +498,12 @@ impl Service {
         if self.waiting || !self.ports.all_interrupt() {
             deadline = deadline.min(now_ns + POLL_NS);
         }
+        if self.disks.guest.as_ref().is_some_and(guest::Disk::is_busy) {
+            deadline = deadline.min(now_ns + DISK_NS);
+        }
         // The devices must see where the drivers want to be told next before the drivers look for the last time.
         fence(Ordering::SeqCst);
-        if self.ports.has_received() || self.guest.has_received() {
+        if self.ports.has_received() || self.guest.has_received() || guest::Disk::is_asked() {
             return Turn::Busy;
         }
         Turn::Idle(Some(deadline))

@@ -6,7 +6,7 @@ pub mod load;
 pub mod marks;
 mod measure;
 mod rows;
-mod ways;
+pub mod ways;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,213 @@
+//! The Linux guest's machine from outside: its power button, its disk.
+
+use anyhow::{Context, Result, ensure};
+
+use super::Trial;
+use super::boxes::{GUEST_ADDRESS, Setup, TestBox, config_with_guest};
+use super::watch::Said;
+
+/// A box with the directory guest, that serves.
+fn serving(trial: &Trial<'_>) -> Result<TestBox> {
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-ready")?;
+    Ok(machine)
+}
+
+/// The power button shuts the guest down, the box says so; `restart` brings it back.
+pub fn power_button(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = serving(trial)?;
+    machine.type_keys(b"shutdown\r")?;
+    machine.console("the guest is asked to shut down")?;
+    machine.console("outpost-guest: the power button was pressed: switching off")?;
+    machine.console("guest: the guest switched itself off")?;
+    machine.console("guest: stays off until `restart` on the console")?;
+    machine.guest("stopped: the guest switched itself off")?;
+    machine.type_keys(b"shutdown\r")?;
+    machine.console("the guest does not run")?;
+    machine.type_keys(b"restart\r")?;
+    machine.wait_for("the guest to serve again", |said| {
+        (said.guest() == Some("ready")).then_some(())
+    })?;
+    machine.forwards()
+}
+
+/// The box's own power button shuts the guest down and then switches the box off.
+pub fn box_power_button(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = serving(trial)?;
+    machine.press_power_button()?;
+    machine.console("the box's power button was pressed")?;
+    machine.console("outpost-guest: the power button was pressed: switching off")?;
+    machine.console("guest: the guest switched itself off")?;
+    machine.ends()?;
+    Ok(())
+}
+
+/// A guest that does not heed its power button is told of, and goes on.
+pub fn power_button_unheard(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("probe", ""));
+    setup.slot = Some(trial.stage.probe("spin").slot()?);
+    setup.problems = vec!["has not shut down".into()];
+    let mut machine = setup.start(trial)?;
+    machine.console("spinning with interrupts off")?;
+    machine.type_keys(b"shutdown\r")?;
+    machine.problem("has not shut down within 60 s of its power button")?;
+    machine.guest("init")?;
+    machine.forwards()
+}
+
+/// What the guest has written to its disk is there after the box was reset, which shuts it down first, and after a power cut.
+pub fn disk(trial: &mut Trial<'_>) -> Result<()> {
+    let setup = || -> Result<Setup> {
+        let mut setup = Setup::new(config_with_guest("directory", ""));
+        setup.slot = Some(trial.stage.directory.slot()?);
+        Ok(setup)
+    };
+    let mut first = serving(trial)?;
+    first.console("outpost-guest: a new disk: making a file system")?;
+    first.console("outpost-guest: the directory is on the disk")?;
+    first.type_keys(b"\x14\r")?;
+    first.type_keys(b"seq 1 200000 >/var/lib/ldap/note; echo wrote-$((6 * 7)); md5sum </var/lib/ldap/note; sync\r")?;
+    first.console("wrote-42")?;
+    let sum = checksum(&mut first)?;
+    first.type_keys(b"echo synced-$((6 * 7))\r")?;
+    first.console("synced-42")?;
+    first.type_keys(b"\x14")?;
+    let flushes = first.wait_for("the guest's flushes", |said| {
+        said.status()?["net"]["guest_disk"]["flushes"].as_u64()
+    })?;
+    ensure!(flushes > 0, "nothing was flushed");
+    let disk = first.reset()?;
+
+    let mut again = setup()?.start_from(trial, disk, "again")?;
+    again.console("outpost-guest: the directory was there before")?;
+    again.milestone("guest-ready")?;
+    again.type_keys(b"\x14\r")?;
+    again.type_keys(b"md5sum </var/lib/ldap/note\r")?;
+    let found = checksum(&mut again)?;
+    ensure!(found == sum, "the file was {sum} and is {found}");
+    again.type_keys(
+        b"rm /var/lib/ldap/note; echo news >/var/lib/ldap/news; sync; echo synced-$((6 * 7))\r",
+    )?;
+    again.console("synced-42")?;
+
+    let mut third = setup()?.start_from(trial, again.unplug(), "third")?;
+    third.milestone("guest-ready")?;
+    third.type_keys(b"\x14\r")?;
+    third
+        .type_keys(b"echo found-$(cat /var/lib/ldap/news) $(ls /var/lib/ldap | grep -c note)\r")?;
+    third.console("found-news 0")?;
+    Ok(())
+}
+
+/// The MD5 sum that the guest printed.
+fn checksum(machine: &mut TestBox) -> Result<String> {
+    machine.wait_for("a checksum", |said| {
+        said.console.iter().rev().find_map(|line| {
+            let sum = line.trim().strip_suffix("  -")?;
+            let digits = sum.len() == 32 && sum.bytes().all(|byte| byte.is_ascii_hexdigit());
+            digits.then(|| sum.to_owned())
+        })
+    })
+}
+
+/// A box whose disk has no partition for the guest says so; the guest runs without one.
+pub fn no_guest_disk(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("probe", "debug_exit = true\n"));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.cut = Some(128 << 20);
+    setup.problems = vec!["too little for".into(), "the guest has no disk".into()];
+    let mut machine = setup.start(trial)?;
+    machine.problem("the guest has no disk")?;
+    machine.console("probe: hello: passed")?;
+    machine.forwards()
+}
+
+/// A guest that does not answer its watchdog is started again.
+pub fn watchdog(trial: &mut Trial<'_>) -> Result<()> {
+    const WHY: &str = "it has not answered its watchdog for 3 s";
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    setup.problems = vec![WHY.into()];
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-ready")?;
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(b"killall watchdog; sleep 1; watchdog -T 3 -t 1000 /dev/watchdog\r")?;
+    machine.problem(WHY)?;
+    machine.guest("stopped: the guest hangs")?;
+    machine.wait_for("the guest to serve again", |said| {
+        (said.guest() == Some("ready")).then_some(())
+    })?;
+    machine.type_keys(b"\x14")?;
+    machine.console("guest: starts again in 1 s")?;
+    machine.forwards()
+}
+
+/// What the box may take beside the guest's memory and the dictionary's index.
+const BOX_BYTES: u64 = 48 << 20;
+
+/// A number of the last status line's memory.
+fn memory(said: &Said, path: &[&str]) -> Option<u64> {
+    let memory = &said.status()?["memory"];
+    path.iter().fold(memory, |value, key| &value[*key]).as_u64()
+}
+
+/// Guest and dictionary's index apart, the box stays within its bound; and where the guest leaves for the hypervisor and where frames
+/// pass, nothing is allocated.
+pub fn memory_is_bounded(trial: &mut Trial<'_>) -> Result<()> {
+    let peer = "\n[store]\nmemory = \"8M\"\n\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+                endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/24\"]\n";
+    let config = config_with_guest("directory", "vcpus = 2\nmemory = \"256M\"\n");
+    let mut setup = Setup::new(format!("{config}{peer}"));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    let mut machine = setup.start(trial)?;
+    machine.console("the box but guest and index")?;
+    machine.milestone("guest-ready")?;
+    machine.forwards()?;
+    machine.answers(GUEST_ADDRESS, "the guest")?;
+    machine.goes_on(2)?;
+    let paths = ["exits", "frames"].map(|path| ["allocations", path]);
+    let counts = |said: &Said| paths.map(|path| memory(said, &path));
+    let before = machine.said(counts);
+    ensure!(
+        before.iter().all(Option::is_some),
+        "no allocations are counted"
+    );
+    // The guest computes, writes to its disk and its console, and answers; frames cross the box.
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(
+        b"seq 1 100000 | md5sum; seq 1 100000 >/var/lib/ldap/note; sync; echo worked-$((6 * 7))\r",
+    )?;
+    machine.console("worked-42")?;
+    machine.answers(GUEST_ADDRESS, "the guest")?;
+    machine.forwards()?;
+    machine.goes_on(5)?;
+    let after = machine.said(counts);
+    ensure!(
+        before == after,
+        "allocations on {paths:?}: {before:?} before the guest worked and frames crossed, {after:?} afterwards"
+    );
+    takes_no_more(&machine)?;
+    machine.type_keys(b"\x14status\r")?;
+    machine.console("allocations other")?;
+    Ok(())
+}
+
+/// Fails if the box takes more than [`BOX_BYTES`].
+///
+/// # Errors
+/// As said.
+pub fn takes_no_more(machine: &TestBox) -> Result<()> {
+    let used = machine
+        .said(|said| memory(said, &["rest"]))
+        .context("the box does not say what memory it uses")?;
+    let mib = |bytes: u64| bytes as f64 / 1_048_576.0;
+    ensure!(
+        used > 0 && used <= BOX_BYTES,
+        "the box takes {:.1} MiB beside guest and index, {:.1} may be",
+        mib(used),
+        mib(BOX_BYTES)
+    );
+    Ok(())
+}

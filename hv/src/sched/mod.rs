@@ -118,8 +118,10 @@ pub struct Tuning {
     pub slice_ns: u64,
     /// How much less weighted time than the running one a woken task must have had to take its CPU at once.
     pub wake_ns: u64,
-    /// How much of the time for which it slept a woken task may catch up.
+    /// How much of the time for which it slept a woken vCPU may catch up.
     pub sleeper_ns: u64,
+    /// The same for a service: a burst of so much, as the box's own lines once a second are, makes it wait for nobody.
+    pub service_sleeper_ns: u64,
     /// Within what time the vCPUs of a gang should be together. Later ones count as missed; the slot goes on without them.
     pub rendezvous_ns: u64,
     /// How long a service may keep one vCPU of a gang off its CPU before the others stop as well.
@@ -132,6 +134,7 @@ impl Default for Tuning {
             slice_ns: 4_000_000,
             wake_ns: 250_000,
             sleeper_ns: 2_000_000,
+            service_sleeper_ns: 10_000_000,
             rendezvous_ns: 100_000,
             patience_ns: 200_000,
         }
@@ -274,9 +277,14 @@ impl Scheduler {
         self.count_all(now);
         let cpu = self.place(id);
         self.move_to(id, cpu);
-        let (floor, sleeper_ns) = (self.floor(cpu), self.tuning.sleeper_ns);
+        let floor = self.floor(cpu);
+        let tuning = self.tuning;
         if let Some(task) = self.tasks.get_mut(id.0) {
             // It catches up with some of what it slept through, but not with all of it.
+            let sleeper_ns = match task.kind {
+                Kind::Vcpu => tuning.sleeper_ns,
+                Kind::Service => tuning.service_sleeper_ns,
+            };
             task.had = task
                 .had
                 .max(floor.before(sleeper_ns, task.weight.max(1_024)));

@@ -174,6 +174,27 @@ fn a_packet_now_and_then_waits_for_no_slot() {
     }
 }
 
+/// As the box's own lines once a second are: the next frame must not wait for a slice.
+#[test]
+fn a_burst_after_a_rest_makes_a_service_wait_for_nobody() {
+    const MS: u64 = 1_000_000;
+    for policy in POLICIES {
+        let mut scheduler = Scheduler::new(policy, Tuning::default(), 1);
+        let stack = scheduler.add(Kind::Service, nice(0), CpuSet::only(0));
+        let vcpu = scheduler.add(Kind::Vcpu, nice(0), CpuSet::only(0));
+        scheduler.wake(0, vcpu);
+        assert_eq!(scheduler.schedule(0, 0).run, Some(vcpu));
+        scheduler.wake(SECOND, stack);
+        assert_eq!(scheduler.schedule(SECOND, 0).run, Some(stack));
+        let end = SECOND + 5 * MS;
+        scheduler.block(end, 0);
+        assert_eq!(scheduler.schedule(end, 0).run, Some(vcpu));
+        assert!(!scheduler.wake(end + MS, stack).is_empty(), "{policy:?}");
+        let next = scheduler.schedule(end + MS, 0).run;
+        assert_eq!(next, Some(stack), "{policy:?}");
+    }
+}
+
 #[test]
 fn a_task_that_joins_one_without_a_timer_gets_its_turn() {
     let mut scheduler = Scheduler::new(Policy::Fair, Tuning::default(), 1);

@@ -76,9 +76,10 @@ impl Tables {
         // The RSDP is first, padded so that the FACS is 64-byte aligned.
         let mut bytes = alloc::vec![0; 64];
         let facs = append(&mut bytes, &FACS::new());
-        let dsdt = append_bytes(&mut bytes, &dsdt::dsdt(&config.virtio));
+        let processors = config.vcpus.clamp(1, layout::MAX_VCPUS) as u8;
+        let dsdt = append_bytes(&mut bytes, &dsdt::dsdt(processors, &config.virtio));
         let fadt = append(&mut bytes, &fadt(facs, dsdt));
-        let madt = append_bytes(&mut bytes, &madt(config.vcpus));
+        let madt = append_bytes(&mut bytes, &madt(processors));
         let wdat = append_bytes(&mut bytes, &wdat::wdat());
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
         xsdt.add_entry(fadt);
@@ -166,10 +167,10 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-fn madt(vcpus: usize) -> Vec<u8> {
+fn madt(processors: u8) -> Vec<u8> {
     let local = LocalInterruptController::Address(layout::LOCAL_APIC as u32);
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, local);
-    for id in 0..vcpus.clamp(1, layout::MAX_VCPUS) as u8 {
+    for id in 0..processors {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(0, layout::IO_APIC as u32, 0));

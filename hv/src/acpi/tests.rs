@@ -115,6 +115,8 @@ fn the_disassembler_understands_them() {
         "0xD0001000",
         "PNP0501",
         "PNP0B00",
+        "ACPI0007",
+        "Register (FFixedHW,",
         "0x03F8",
     ] {
         assert!(dsdt.contains(part), "{part}: {dsdt}");

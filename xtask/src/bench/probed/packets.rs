@@ -134,6 +134,21 @@ impl Pair {
             }
             report.add(row);
         }
+        // What of it the scheduler is to blame for; the rest is the emulator's own threads, which two spinning CPUs leave little.
+        self.spins.go_on()?;
+        reaches(&mut self.spins)?;
+        let first = self.spins.next_sharing()?;
+        latencies(&mut self.spins, &mut number)?;
+        let between = self.spins.next_sharing()?.since(&first);
+        self.spins.pause()?;
+        let network = between.tasks.get("network").copied().unwrap_or_default();
+        report.add(Row::new(
+            format!(
+                "{name}: the network's wait for CPU 0, by the scheduler's clock, mean of its wakes"
+            ),
+            "ms",
+            network.wait_ns as f64 / 1e6 / network.wakes.max(1) as f64,
+        ));
         Ok(())
     }
 

@@ -45,7 +45,7 @@ impl Host for Server {
         bytes.len()
     }
 
-    fn finish(&mut self) {}
+    fn finish(&mut self, _last: bool) {}
 }
 
 impl Server {

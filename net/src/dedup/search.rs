@@ -19,12 +19,11 @@ const STRIDE: usize = 4096;
 const REMARKABLE: usize = 512;
 
 /// How many places that are not in memory may be read for one piece of input to see whether they are alike: so many if one gave
-/// a match that was worth it of late, and one less for each that did not, but one at least.
+/// a remarkable match of late, and one less for each that did not, but one at least.
 const MOST_READS: u32 = 16;
-/// A match of so many bytes saves more work than reading its place is.
-const WORTH_READING: usize = 4096;
 
 /// The matches in a flow's pending input. Indices count from its start.
+#[derive(Default)]
 pub struct Search {
     /// Matches, in order and disjoint.
     pub far: Vec<FarMatch>,
@@ -40,32 +39,16 @@ pub struct Search {
     looked_up: usize,
     /// What was not rolled over because a match covers it.
     skipped: Vec<Range<usize>>,
-    /// Of [`MOST_READS`], those that are left.
-    reads: u32,
-}
-
-impl Default for Search {
-    fn default() -> Self {
-        Search {
-            far: Vec::new(),
-            live: false,
-            scanned: 0,
-            rolled: 0,
-            rolling: Rolling::default(),
-            anchors: Vec::new(),
-            looked_up: 0,
-            skipped: Vec::new(),
-            reads: MOST_READS,
-        }
-    }
+    /// Of [`MOST_READS`], those that gave nothing of late.
+    reads_in_vain: u32,
 }
 
 impl Search {
     /// Searches what has come to `pending` since the last time.
     pub fn advance<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) {
-        sender.allow_reads(self.reads.max(1));
+        sender.allow_reads(MOST_READS.saturating_sub(self.reads_in_vain).max(1));
         self.search(sender, flow, pending);
-        self.reads = sender.reads_left();
+        self.reads_in_vain = MOST_READS - sender.reads_left();
     }
 
     fn search<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) {
@@ -138,7 +121,7 @@ impl Search {
         let mut anchor = anchor;
         let reads = sender.reads_left();
         while let Some(found) = self.best_match(sender, flow, pending, anchor) {
-            if sender.reads_left() < reads && found.len >= WORTH_READING {
+            if sender.reads_left() < reads && found.len >= REMARKABLE {
                 sender.allow_reads(MOST_READS);
             }
             self.far.push(found);

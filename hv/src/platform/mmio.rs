@@ -22,16 +22,9 @@ impl Platform<'_> {
             let apic = self.interrupts.local(vcpu)?;
             return apic.has_mmio().then_some(Window::LocalApic(offset));
         }
-        VirtioSlot::ALL
-            .into_iter()
-            .filter(|slot| match slot {
-                VirtioSlot::Net => self.net.is_some(),
-                VirtioSlot::Block => self.block.is_some(),
-                VirtioSlot::Console | VirtioSlot::Entropy => true,
-            })
-            .find_map(|slot| {
-                within(slot.address(), VIRTIO_STRIDE).map(|offset| Window::Virtio(slot, offset))
-            })
+        self.virtio.iter().find_map(|slot| {
+            within(slot.address(), VIRTIO_STRIDE).map(|offset| Window::Virtio(*slot, offset))
+        })
     }
 
     /// Reads `width` (1, 2, 4 or 8) bytes at guest-physical address `gpa` for `vcpu`. None if no device is there.

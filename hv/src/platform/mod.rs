@@ -166,6 +166,8 @@ pub struct Platform<'h> {
     pm: PowerManagement,
     reset: ResetControl,
     watchdog: Watchdog,
+    /// The virtio devices that there are.
+    virtio: Vec<VirtioSlot>,
     net: Option<MmioDevice<Net>>,
     console: MmioDevice<Console>,
     entropy: MmioDevice<Entropy>,
@@ -197,6 +199,7 @@ impl<'h> Platform<'h> {
             pm: PowerManagement::default(),
             reset: ResetControl::default(),
             watchdog: Watchdog::default(),
+            virtio: config.acpi().virtio,
             net: config.mac.map(|mac| MmioDevice::new(Net::new(mac))),
             console: MmioDevice::new(Console::default()),
             entropy: MmioDevice::new(Entropy::default()),

@@ -12,7 +12,6 @@ fn config(apic_mode: ApicMode) -> PlatformConfig {
         block: Some(crate::device::virtio::block::BlockConfig {
             sectors: 64,
             block_bytes: 512,
-            read_only: false,
         }),
         debug_exit: true,
     }

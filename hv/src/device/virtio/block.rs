@@ -18,10 +18,9 @@ const SEGMENT: u32 = 4096;
 /// Most bytes that one request moves.
 pub const REQUEST_MAX: usize = (SEGMENTS * SEGMENT) as usize;
 
-/// VIRTIO_BLK_F_SIZE_MAX, SEG_MAX, RO, BLK_SIZE and FLUSH (5.2.3).
+/// VIRTIO_BLK_F_SIZE_MAX, SEG_MAX, BLK_SIZE and FLUSH (5.2.3).
 const FEATURE_SIZE_MAX: u64 = 1 << 1;
 const FEATURE_SEG_MAX: u64 = 1 << 2;
-const FEATURE_READ_ONLY: u64 = 1 << 5;
 const FEATURE_BLK_SIZE: u64 = 1 << 6;
 const FEATURE_FLUSH: u64 = 1 << 9;
 
@@ -57,8 +56,6 @@ pub struct BlockConfig {
     pub sectors: u64,
     /// Its own block size, in bytes: a power of two, at least 512.
     pub block_bytes: u32,
-    /// It cannot be written.
-    pub read_only: bool,
 }
 
 /// What has happened on the disk.
@@ -74,7 +71,7 @@ pub struct BlockCounters {
     pub written_bytes: u64,
     /// Flushes that the box did.
     pub flushes: u64,
-    /// Requests that could not be done: beyond the end, not whole sectors, too long, a write to what is read-only, an unknown kind.
+    /// Requests that could not be done: beyond the end, not whole sectors, too long, an unknown kind.
     pub refused: u64,
     /// Requests that the box's disk failed.
     pub failed: u64,
@@ -152,7 +149,6 @@ impl Block {
             kind::READ => self
                 .checked(sector, writable - 1)
                 .map(|bytes| BlockRequest::Read { sector, bytes }),
-            kind::WRITE if self.config.read_only => None,
             kind::WRITE => self
                 .checked(sector, readable - HEADER as u64)
                 .map(|bytes| BlockRequest::Write { sector, bytes }),
@@ -335,14 +331,6 @@ impl Backend for Block {
     const DEVICE_ID: u32 = 2;
     const QUEUES: &'static [u16] = &[128];
     const FEATURES: u64 = FEATURE_SIZE_MAX | FEATURE_SEG_MAX | FEATURE_BLK_SIZE | FEATURE_FLUSH;
-
-    fn features(&self) -> u64 {
-        if self.config.read_only {
-            Self::FEATURES | FEATURE_READ_ONLY
-        } else {
-            Self::FEATURES
-        }
-    }
 
     /// `struct virtio_blk_config` (5.2.4): capacity, size_max, seg_max, geometry (none), blk_size.
     fn config(&self, offset: u64) -> u8 {

@@ -128,8 +128,8 @@ impl<B: Backend> MmioDevice<B> {
         self.interrupt_status != 0
     }
 
-    fn offered(&self) -> u64 {
-        self.backend.features() | feature::EVENT_INDEX | feature::VERSION_1
+    const fn offered() -> u64 {
+        B::FEATURES | feature::EVENT_INDEX | feature::VERSION_1
     }
 
     /// Reads `width` bytes at `offset` of the window.
@@ -151,8 +151,8 @@ impl<B: Backend> MmioDevice<B> {
             register::DEVICE_ID => B::DEVICE_ID,
             register::VENDOR_ID => VENDOR,
             register::DEVICE_FEATURES => match self.device_select {
-                0 => self.offered() as u32,
-                1 => (self.offered() >> 32) as u32,
+                0 => Self::offered() as u32,
+                1 => (Self::offered() >> 32) as u32,
                 _ => 0,
             },
             register::QUEUE_SIZE_MAX => self.selected().map_or(0, |queue| u32::from(queue.limit())),
@@ -242,7 +242,7 @@ impl<B: Backend> MmioDevice<B> {
         let mut new = self.status | value & 0xBF;
         if new & !self.status & status::FEATURES_OK != 0 {
             let acceptable =
-                self.features & !self.offered() == 0 && self.features & feature::VERSION_1 != 0;
+                self.features & !Self::offered() == 0 && self.features & feature::VERSION_1 != 0;
             if !acceptable {
                 new &= !status::FEATURES_OK;
             }

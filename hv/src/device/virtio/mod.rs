@@ -62,11 +62,6 @@ pub trait Backend {
     /// Features it offers beside those of the transport.
     const FEATURES: u64 = 0;
 
-    /// Features that this one offers beside those of the transport.
-    fn features(&self) -> u64 {
-        Self::FEATURES
-    }
-
     /// The byte at `offset` of the configuration space; 0 beyond its end.
     fn config(&self, offset: u64) -> u8;
 

@@ -139,7 +139,6 @@ impl Disk {
         BlockConfig {
             sectors: self.window.sectors(),
             block_bytes: self.window.block_bytes(),
-            read_only: false,
         }
     }
 

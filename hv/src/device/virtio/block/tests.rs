@@ -10,7 +10,6 @@ const SECTORS: u64 = 64;
 const CONFIG: BlockConfig = BlockConfig {
     sectors: SECTORS,
     block_bytes: 4096,
-    read_only: false,
 };
 const OK: u8 = Status::Ok as u8;
 const IO_ERROR: u8 = Status::IoError as u8;
@@ -66,17 +65,6 @@ fn the_driver_is_told_what_there_is() {
     assert_eq!(config(20, 4), 4096, "blk_size");
     assert_eq!(config(24, 8), 0);
     assert_eq!(driver.get(0x08), 2);
-    let features = |device: &Driver<'_, Block>| device.get(0x10);
-    assert_eq!(features(&driver) & 1 << 5, 0);
-    let mut read_only = self::driver(
-        &host,
-        BlockConfig {
-            read_only: true,
-            ..CONFIG
-        },
-    );
-    read_only.set(0x14, 0);
-    assert_eq!(features(&read_only) & 1 << 5, 1 << 5);
 }
 
 #[test]
@@ -206,27 +194,6 @@ fn more_than_one_request_may_move_is_refused() {
     assert_eq!(status(&driver, at), IO_ERROR);
     let at = request(&mut driver, kind::WRITE, 0, REQUEST_MAX as u32 + 512, false);
     assert_eq!(status(&driver, at), IO_ERROR);
-}
-
-#[test]
-fn a_disk_that_cannot_be_written_is_not() {
-    let host = host();
-    let mut driver = driver(
-        &host,
-        BlockConfig {
-            read_only: true,
-            ..CONFIG
-        },
-    );
-    let at = request(&mut driver, kind::WRITE, 0, 512, false);
-    assert_eq!(
-        (status(&driver, at), host.disk().work(Fate::Done)),
-        (IO_ERROR, None)
-    );
-    let at = request(&mut driver, kind::READ, 0, 512, true);
-    host.disk().work(Fate::Done).unwrap();
-    driver.service();
-    assert_eq!(status(&driver, at), OK);
 }
 
 #[test]

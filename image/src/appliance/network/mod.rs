@@ -45,7 +45,7 @@ const POLL_NS: u64 = 250_000;
 const DISK_NS: u64 = 100_000;
 /// The service looks for more work before it rests, for as long as it has just worked, within these bounds: to leave the CPU and take it back costs as
 /// much as the least, and who had much to do will soon have more. So it never takes more than twice the time of its work (and the least).
-const LINGER_NS: RangeInclusive<u64> = 20_000..=200_000;
+const LINGER_NS: RangeInclusive<u64> = 20_000..=500_000;
 /// What decides where frames go.
 enum Forwarder {
     /// The WAN stack.

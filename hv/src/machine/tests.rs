@@ -3,7 +3,7 @@
 use super::processor::SHADOW_NS;
 use super::*;
 use crate::cpu::Unavailable;
-use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System};
+use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::Exit;
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
@@ -113,6 +113,14 @@ impl Vcpu for Player {
     fn set_tsc_aux(&mut self, _: u32) {}
     fn raw_exit(&self) -> [u64; 3] {
         [7, 8, 9]
+    }
+    fn place(&self) -> Place {
+        Place {
+            cpus: [Some(3), None],
+            cpu_save: Some(0x5000),
+            is_hosts: true,
+            ..Place::default()
+        }
     }
 }
 
@@ -569,6 +577,9 @@ fn exits_that_are_not_understood_stop_with_evidence() {
         "rip 0:0x1000",
         "code f4",
         "last exit: code 0x7",
+        "CPU 3 (before: -1)",
+        "the CPU's 0x5000",
+        "THE HYPERVISOR'S",
         "host-interrupt",
         "unknown code 0x7d",
         "2 exits",

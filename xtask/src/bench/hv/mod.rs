@@ -48,9 +48,9 @@ pub struct Args {
     /// The guest's CPUs; the direct machine has as many
     #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     vcpus: u8,
-    /// CPUs of the emulated machine that KVM and Outpost have
-    #[arg(long, value_name = "NUMBER", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
-    cpus: u8,
+    /// CPUs of the emulated machine that KVM and Outpost have [default: one more than the guest; Outpost keeps several vCPUs off the first one there]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=17))]
+    cpus: Option<u8>,
     /// The guest's memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=2048))]
     memory: u32,
@@ -94,6 +94,10 @@ impl Figure {
 }
 
 impl Args {
+    fn cpus(&self) -> u8 {
+        self.cpus.unwrap_or(self.vcpus + 1)
+    }
+
     fn wants(&self, figure: Figure) -> bool {
         self.only.is_empty() || self.only.contains(&figure)
     }
@@ -194,7 +198,10 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
 fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
     println!(
         "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
-        arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
+        arguments.cpus(),
+        arguments.vcpus,
+        arguments.memory,
+        arguments.rounds
     );
     let mut runs = Runs::default();
     for round in 1..=arguments.rounds {
@@ -245,7 +252,7 @@ fn prepare(
         kvm,
         image,
         config,
-        cpus: arguments.cpus,
+        cpus: arguments.cpus(),
         vcpus: arguments.vcpus,
         memory: arguments.memory,
     })

@@ -94,7 +94,7 @@ impl Setting {
     fn config(&self) -> Result<String> {
         let text = format!(
             "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\n\n\
-             [guest]\nname = \"probe\"\nmemory = \"64M\"\nvcpus = {VCPUS}\npolicy = \"{}\"\nnice = {}\n\n\
+             [guest]\nname = \"probe\"\nmemory = \"64M\"\nvcpus = {VCPUS}\ncpus = [0, 1]\npolicy = \"{}\"\nnice = {}\n\n\
              [services]\nnice = {}\nload = {:?}\n",
             KeyPair::generate()?.private,
             self.policy,

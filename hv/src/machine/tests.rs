@@ -231,6 +231,7 @@ impl<'h> Scene<'h> {
             mac: None,
             block: None,
             debug_exit: true,
+            wake_micros: 10,
         };
         let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);
         Self {

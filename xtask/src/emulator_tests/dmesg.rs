@@ -108,7 +108,7 @@ pub fn stock_kernel(trial: &mut Trial<'_>) -> Result<()> {
         guest,
         kvm: None,
         image,
-        config: ways::box_config(GUEST, VCPUS, MEMORY_MIB)?,
+        config: ways::box_config(GUEST, VCPUS, MEMORY_MIB, None)?,
         // One for the box, so that the guest's are of their own.
         cpus: VCPUS + 1,
         vcpus: VCPUS,

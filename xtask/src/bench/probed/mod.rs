@@ -278,19 +278,13 @@ const NICER: i64 = 10;
 /// priority, where that is allowed. The far ends of the wires are no part of the box: two CPUs that spin must not keep them from this machine's own, of
 /// which there may be two. By nice values alone Linux lets who spins finish its slice of some milliseconds first (its EEVDF scheduler, from 6.6 on).
 fn yield_to_devices(qemu: &Process) -> Result<()> {
-    let own = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
-    let nice = own_nice(&own).context("/proc/self/stat is not as proc(5) has it")? + NICER;
     let mut found = 0;
     let threads = format!("/proc/{}/task", qemu.id());
     for thread in std::fs::read_dir(&threads).with_context(|| format!("cannot read {threads}"))? {
         let thread = thread?;
         let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
         if name.starts_with("CPU ") {
-            let mut renice = process::command("renice")?;
-            renice
-                .args(["-n", &nice.to_string(), "-p"])
-                .arg(thread.file_name());
-            process::output(renice, "renice")?;
+            nice_as_emulated(&thread.file_name().to_string_lossy())?;
             found += 1;
         }
     }
@@ -311,6 +305,16 @@ fn yield_to_devices(qemu: &Process) -> Result<()> {
             break;
         }
     }
+    Ok(())
+}
+
+/// Gives a thread the nice value of an emulated CPU.
+fn nice_as_emulated(thread: &str) -> Result<()> {
+    let own = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
+    let nice = own_nice(&own).context("/proc/self/stat is not as proc(5) has it")? + NICER;
+    let mut renice = process::command("renice")?;
+    renice.args(["-n", &nice.to_string(), "-p", thread]);
+    process::output(renice, "renice")?;
     Ok(())
 }
 

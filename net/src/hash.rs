@@ -2,9 +2,17 @@
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
+use hashbrown::HashMap;
 
 /// A hasher with a key of its own: `Keyed::with_seed(key)`.
 pub type Keyed = foldhash::fast::FixedState;
+
+/// A table with all the memory that it will ever need, as long as it holds no more than `most` entries.
+///
+/// Twice the room: a table of which at most half is in use clears the traces of what was removed in place, one that is fuller moves.
+pub fn bounded<K, V>(most: usize, hash: Keyed) -> HashMap<K, V, Keyed> {
+    HashMap::with_capacity_and_hasher(2 * most, hash)
+}
 
 /// Random numbers from the box's seed: unpredictable for whoever does not know it, whatever else of them he has seen.
 pub struct Random(ChaCha20Rng);

@@ -1,5 +1,4 @@
-//! Frames that wait to leave. Buffers are used again, so that a busy box allocates nothing for a frame; the number of
-//! frames is bounded.
+//! Frames that wait to leave. Their number is bounded, and so is what is allocated for them: all at the start, in a box; buffers are used again.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -10,6 +9,8 @@ use crate::switch::Ports;
 const CAPACITY: usize = 1024;
 /// Above so many frames, flows wait rather than add theirs, so that bridged frames find room.
 const FLOWS_STOP_AT: usize = 512;
+/// The length of the buffers made at the start: a frame of 1,500 bytes and its Ethernet header, with a VLAN tag or two. One for a longer frame grows.
+const BUFFER_BYTES: usize = 1536;
 
 /// Frames that wait to leave, in order.
 #[derive(Default)]
@@ -20,6 +21,18 @@ pub struct Outbox {
 }
 
 impl Outbox {
+    /// An empty one that has all its buffers.
+    pub fn with_buffers() -> Outbox {
+        // One more than can wait: the one that is being sent, or that finds no room.
+        const BUFFERS: usize = CAPACITY + 1;
+        let buffer = |_| Vec::with_capacity(BUFFER_BYTES);
+        Outbox {
+            waiting: VecDeque::with_capacity(CAPACITY),
+            spare: (0..BUFFERS).map(buffer).collect(),
+            dropped: 0,
+        }
+    }
+
     /// Adds a frame of `len` zeroed bytes for `ports`, which `write` fills. Gives what `write` gives; the frame is dropped
     /// and counted when too many wait, and silently when it has no port to go to.
     pub fn push<R>(&mut self, ports: Ports, len: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {

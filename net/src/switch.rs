@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use hashbrown::HashMap;
 
-use crate::hash::Keyed;
+use crate::hash::{self, Keyed};
 use crate::time::Instant;
 use crate::wire::Mac;
 
@@ -98,7 +98,7 @@ impl Switch {
     pub fn new(own: Mac, hash: Keyed, now: Instant) -> Switch {
         Switch {
             own,
-            stations: HashMap::with_hasher(hash),
+            stations: hash::bounded(CAPACITY, hash),
             swept: now,
         }
     }

@@ -90,9 +90,15 @@ pub struct Args {
     /// The box's memory in MiB [default: 512 more than the guest's]
     #[arg(long, value_name = "MIB")]
     box_memory: Option<u32>,
-    /// The box's CPUs
-    #[arg(long, value_name = "NUMBER", default_value_t = 2)]
-    cpus: u8,
+    /// The box's CPUs [default: 2, or 3 with several vCPUs: on QEMU's translator they must stay off the first one]
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<u8>,
+}
+
+impl Args {
+    fn cpus(&self) -> u8 {
+        self.cpus.unwrap_or(if self.vcpus > 1 { 3 } else { 2 })
+    }
 }
 
 /// Runs the command.
@@ -124,7 +130,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     let console = scratch.path().join("com1");
     let mut machine = Qemu::new("box", accelerator, Disk::new(disk));
     machine.memory_mib = arguments.box_memory();
-    machine.cpus = arguments.cpus;
+    machine.cpus = arguments.cpus();
     machine.graphics = true;
     let guest_address = guest_address(config.as_deref());
     let port = free_port()?;

@@ -115,6 +115,7 @@ mod tests {
             (4, "smp 4", "smp: 4 cpus, ipis ok (xAPIC)"),
             (2, "lock 1", "lock: passed"),
             (2, "burn 1", "burn: passed"),
+            (2, "fxrstor 1", "fxrstor: passed"),
             (1, "romwrite", "romwrite: passed"),
         ] {
             let (status, text) = run_on_qemu(&kernel, cpus, mode).unwrap();

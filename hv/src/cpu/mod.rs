@@ -234,6 +234,54 @@ pub enum Delivery {
     Busy,
 }
 
+/// Where a vCPU runs and what its back end uses there: evidence for a stop that the guest cannot have caused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The CPU that it was bound to last, and the one before that.
+    pub cpus: [Option<usize>; 2],
+    /// Host-physical address of its control block.
+    pub control: u64,
+    /// Host-physical address of its page for the host's state.
+    pub save: u64,
+    /// What the CPU has for that address; none where it is not bound.
+    pub cpu_save: Option<u64>,
+    /// Whether nested paging is on, and the address of its tables.
+    pub nested: (bool, u64),
+    /// Its tag of cached translations.
+    pub asid: u32,
+    /// Its RIP and CR3 are the hypervisor's own: the CPU took an exit outside the guest.
+    pub is_hosts: bool,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cpu = |cpu: Option<usize>| cpu.map_or(-1, |cpu| cpu as isize);
+        let Self {
+            cpus: [now, before],
+            control,
+            save,
+            asid,
+            nested: (nested, tables),
+            ..
+        } = *self;
+        write!(
+            f,
+            "CPU {} (before: {}) control {control:#x} save {save:#x}, ",
+            cpu(now),
+            cpu(before)
+        )?;
+        match self.cpu_save {
+            Some(address) => write!(f, "the CPU's {address:#x}, ")?,
+            None => write!(f, "not bound, ")?,
+        }
+        write!(f, "asid {asid} nested {} {tables:#x}", u8::from(nested))?;
+        if self.is_hosts {
+            write!(f, "; RIP and CR3 ARE THE HYPERVISOR'S")?;
+        }
+        Ok(())
+    }
+}
+
 /// Why this CPU cannot run guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
@@ -322,4 +370,7 @@ pub trait Vcpu {
 
     /// The back end's own words for the last exit: code and two details.
     fn raw_exit(&self) -> [u64; 3];
+
+    /// Where it runs, as evidence. Called on the CPU that it is bound to, if it is.
+    fn place(&self) -> Place;
 }

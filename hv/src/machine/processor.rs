@@ -365,6 +365,7 @@ impl<'h> Processor<'h> {
             registers,
             system,
             raw: self.vcpu.raw_exit(),
+            place: self.vcpu.place(),
             ring: self.ring.clone(),
             counts: self.counters.snapshot(),
         }

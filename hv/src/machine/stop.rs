@@ -1,6 +1,6 @@
 //! Why a guest's run ended, in words, and what it looked like at that moment.
 
-use crate::cpu::{Registers, System, Unavailable};
+use crate::cpu::{Place, Registers, System, Unavailable};
 use crate::decode::Bytes;
 use crate::exit::{ExitCounts, ExitRing};
 use core::fmt;
@@ -123,6 +123,8 @@ pub struct Evidence {
     pub code: Bytes,
     /// The back end's exit code and details.
     pub raw: [u64; 3],
+    /// Where it ran.
+    pub place: Place,
     /// The last exits.
     pub ring: ExitRing,
     /// All exits, counted.
@@ -170,6 +172,7 @@ impl fmt::Display for Evidence {
             "cs base {:#x} attributes {:#x}, ss {:x} attributes {:#x}",
             cs.base, cs.attributes, ss.selector, ss.attributes
         )?;
+        writeln!(f, "{}", self.place)?;
         let [code, one, two] = self.raw;
         writeln!(
             f,

@@ -3,7 +3,7 @@
 use super::processor::SHADOW_NS;
 use super::*;
 use crate::cpu::Unavailable;
-use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Segment, System};
+use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
 use crate::exit::Exit;
 use crate::exit::{ExitKind, MemoryAccess, PortAccess};
@@ -114,6 +114,14 @@ impl Vcpu for Player {
     fn raw_exit(&self) -> [u64; 3] {
         [7, 8, 9]
     }
+    fn place(&self) -> Place {
+        Place {
+            cpus: [Some(3), None],
+            cpu_save: Some(0x5000),
+            is_hosts: true,
+            ..Place::default()
+        }
+    }
 }
 
 /// The platform's test host, with a timer that idling waits for.
@@ -223,6 +231,7 @@ impl<'h> Scene<'h> {
             mac: None,
             block: None,
             debug_exit: true,
+            wake_micros: 10,
         };
         let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);
         Self {
@@ -568,6 +577,9 @@ fn exits_that_are_not_understood_stop_with_evidence() {
         "rip 0:0x1000",
         "code f4",
         "last exit: code 0x7",
+        "CPU 3 (before: -1)",
+        "the CPU's 0x5000",
+        "THE HYPERVISOR'S",
         "host-interrupt",
         "unknown code 0x7d",
         "2 exits",

@@ -15,6 +15,7 @@ mod weight;
 
 use alloc::vec::Vec;
 
+pub use place::guest_cpus;
 pub use statistics::{GangStatistics, TaskStatistics};
 pub use weight::{Nice, VirtualTime};
 

@@ -2,6 +2,26 @@
 
 use super::{CpuSet, Kind, Policy, Scheduler, State, TaskId};
 
+/// The CPUs, of those that there are, for a guest's `vcpus`: the `wanted` ones, if any is there; else all but `services`, where the services are, if that leaves
+/// one for each vCPU, or if vCPUs must stay away from there (`apart`) and there is another; else all.
+pub fn guest_cpus(
+    there: CpuSet,
+    wanted: CpuSet,
+    services: usize,
+    vcpus: usize,
+    apart: bool,
+) -> CpuSet {
+    let wanted = CpuSet(wanted.0 & there.0);
+    let others = there.without(CpuSet::only(services));
+    if !wanted.is_empty() {
+        wanted
+    } else if others.len() >= vcpus || apart && !others.is_empty() {
+        others
+    } else {
+        there
+    }
+}
+
 impl Scheduler {
     /// Whether vCPUs keep apart under this policy.
     fn keeps_apart(&self) -> bool {

@@ -16,6 +16,27 @@ fn simulation(policy: Policy, cpus: usize) -> Simulation {
     Simulation::new(policy, Tuning::default(), cpus, 0x5EED)
 }
 
+#[test]
+fn a_guest_gets_the_cpus_that_it_wants_or_that_are_left() {
+    let cpus = |wanted: u64, there: usize, vcpus: usize, apart: bool| {
+        guest_cpus(CpuSet::below(there), CpuSet(wanted), 0, vcpus, apart).0
+    };
+    // All but the services' where that is enough.
+    assert_eq!(cpus(0, 2, 1, false), 0b10);
+    assert_eq!(cpus(0, 4, 3, false), 0b1110);
+    assert_eq!(cpus(0, 2, 2, false), 0b11);
+    assert_eq!(cpus(0, 4, 4, false), 0b1111);
+    assert_eq!(cpus(0, 1, 1, false), 0b1);
+    // Apart, even where it is not; but somewhere they must run.
+    assert_eq!(cpus(0, 2, 2, true), 0b10);
+    assert_eq!(cpus(0, 4, 16, true), 0b1110);
+    assert_eq!(cpus(0, 1, 2, true), 0b1);
+    // What is wanted comes first, as far as it is there.
+    assert_eq!(cpus(0b11, 2, 2, true), 0b11);
+    assert_eq!(cpus(0b101, 2, 1, false), 0b1);
+    assert_eq!(cpus(0b100, 2, 2, true), 0b10);
+}
+
 /// Guest and services on each CPU, both wanting everything: their CPU times.
 fn shares(policy: Policy, cpus: usize, guest: Nice, services: Nice, piece_ns: u64) -> (u64, u64) {
     let mut box_ = simulation(policy, cpus);

@@ -10,11 +10,12 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use outpost_hv::sched::{
     CpuSet, GangStatistics, Kind, Nice, Policy, Scheduler, TaskId, TaskStatistics, Tuning,
+    guest_cpus,
 };
 use spin::{Mutex, Once};
 
 use super::{guest, load, network};
-use crate::machine::{clock, cpu, panic};
+use crate::machine::{clock, cpu, emulator, panic};
 
 /// The boot CPU: network ports interrupt it, and what drives them runs there.
 pub const NETWORK_CPU: usize = 0;
@@ -65,12 +66,27 @@ struct Shared {
     sleepers: Vec<Sleeper>,
     seats: Vec<Seat>,
     vcpus: usize,
+    /// There is a CPU for each vCPU.
+    own_cpus: bool,
     /// The CPUs of the loads, in their order.
     loads: CpuSet,
     policy: Policy,
 }
 
 static SHARED: Once<Shared> = Once::new();
+
+/// How long it takes a halted vCPU to be woken, about, in microseconds: an exit and an entry, here and where the interrupt comes from. The guest is told so, and
+/// watches for work instead when it expects to rest for less; that is good where each of its vCPUs has a CPU, and takes from the others where they share some.
+const WAKE_MICROS: u16 = 100;
+const WAKE_MICROS_SHARED: u16 = 10;
+
+/// What the guest is told of the time it takes to wake a vCPU, in microseconds.
+pub fn wake_micros() -> u16 {
+    match SHARED.get() {
+        Some(shared) if shared.own_cpus => WAKE_MICROS,
+        _ => WAKE_MICROS_SHARED,
+    }
+}
 
 /// The WAN stack and the console.
 pub const NETWORK: TaskId = TaskId(0);
@@ -103,14 +119,11 @@ pub fn open(cpus: usize, sharing: &Sharing) {
         // Long pieces of work: away from the network where there is another CPU.
         scheduler.add(Kind::Service, sharing.services, others);
         // The network's CPU is the guest's only where the others do not do.
-        let wanted = CpuSet(sharing.cpus.0 & all.0);
-        let allowed = if !wanted.is_empty() {
-            wanted
-        } else if others.len() >= sharing.vcpus {
-            others
-        } else {
-            all
-        };
+        let apart = cpus > 1 && sharing.vcpus > 1 && emulator::boot_cpu_loses_state();
+        let allowed = guest_cpus(all, sharing.cpus, NETWORK_CPU, sharing.vcpus, apart);
+        if apart {
+            announce_apart(allowed, others, sharing.vcpus);
+        }
         for vcpu in 0..sharing.vcpus {
             let its = if sharing.policy == Policy::Placed {
                 let nth = vcpu % allowed.len().max(1);
@@ -144,6 +157,7 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             sleepers,
             seats,
             vcpus: sharing.vcpus,
+            own_cpus: allowed.len() >= sharing.vcpus,
             loads,
             policy: sharing.policy,
         }
@@ -151,6 +165,22 @@ pub fn open(cpus: usize, sharing: &Sharing) {
     (1..cpus).for_each(cpu::kick);
     if sharing.vcpus > 0 {
         call_keeper();
+    }
+}
+
+/// Says what a guest of several vCPUs has to put up with where they and the boot CPU do not go together.
+fn announce_apart(allowed: CpuSet, others: CpuSet, vcpus: usize) {
+    if allowed.has(NETWORK_CPU) {
+        log::warn!(
+            "guest: it may run on CPU {NETWORK_CPU}, of which QEMU's translator loses state when another CPU executes FXRSTOR; [guest] cpus without it, and a machine of {} CPUs, are safe",
+            vcpus + 1
+        );
+    } else if others.len() < vcpus {
+        log::info!(
+            "guest: its {vcpus} vCPUs share {} CPU(s), since QEMU's translator loses state of CPU {NETWORK_CPU}; a machine of {} CPUs has one for each",
+            others.len(),
+            vcpus + 1
+        );
     }
 }
 

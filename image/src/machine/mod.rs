@@ -3,6 +3,7 @@
 pub mod apic;
 pub mod clock;
 pub mod cpu;
+pub mod emulator;
 pub mod entropy;
 pub mod entry;
 pub mod heap;

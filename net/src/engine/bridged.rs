@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use hashbrown::HashMap;
 
 use super::policy::Reason;
-use crate::hash::Keyed;
+use crate::hash::{self, Keyed};
 use crate::report::{BridgedReport, MOST_FLOWS};
 use crate::time::Instant;
 use crate::wire::FlowKey;
@@ -31,8 +31,8 @@ impl Bridged {
     /// None.
     pub fn new(hash: Keyed) -> Bridged {
         Bridged {
-            entries: HashMap::with_hasher(hash),
-            order: VecDeque::new(),
+            entries: hash::bounded(CAPACITY, hash),
+            order: VecDeque::with_capacity(CAPACITY),
         }
     }
 

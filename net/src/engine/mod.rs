@@ -156,7 +156,7 @@ impl Engine {
             policy: Policy::new(config),
             switch: Switch::new(mac, hash.clone(), now),
             host: Host::new(mac, &config.management, hash.clone()),
-            outbox: Outbox::default(),
+            outbox: Outbox::with_buffers(),
             link,
             tunnel_port,
             flows: FlowTable::new(parts.flow_memory, &hash),

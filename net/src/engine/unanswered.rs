@@ -1,19 +1,19 @@
 //! SYNs to a served prefix that were bridged because the tunnel is down. If the line is dead too, nothing would ever answer
 //! the client: after a while it is told.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::VecDeque;
 use core::time::Duration;
 
 use hashbrown::HashMap;
 
-use crate::hash::Keyed;
+use crate::hash::{self, Keyed};
 use crate::switch::Port;
 use crate::time::Instant;
 use crate::wire::{FlowKey, Macs, Quote};
 
 /// How long a bridged SYN may go without any answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most SYNs that are watched; more are bridged without.
+/// The most SYNs that are watched, answered ones behind others included; more are bridged without.
 const CAPACITY: usize = 4096;
 
 /// What it takes to tell a client that its SYN leads nowhere.
@@ -27,61 +27,97 @@ pub struct Complaint {
     pub port: Port,
 }
 
-/// The SYNs without an answer.
+struct Watched {
+    until: Instant,
+    key: FlowKey,
+    /// Absent when something has answered.
+    complaint: Option<Complaint>,
+}
+
+/// The SYNs without an answer. All have the same patience, so that the first one in is the first one due.
 pub struct Unanswered {
-    waiting: HashMap<FlowKey, (Instant, Complaint), Keyed>,
-    due: BTreeSet<(Instant, FlowKey)>,
+    queue: VecDeque<Watched>,
+    /// How many have left the queue: the number of its first one.
+    gone: u64,
+    /// The number of each that waits.
+    numbers: HashMap<FlowKey, u64, Keyed>,
 }
 
 impl Unanswered {
     /// None.
     pub fn new(hash: Keyed) -> Unanswered {
         Unanswered {
-            waiting: HashMap::with_hasher(hash),
-            due: BTreeSet::new(),
+            queue: VecDeque::with_capacity(CAPACITY),
+            gone: 0,
+            numbers: hash::bounded(CAPACITY, hash),
         }
     }
 
     /// Whether there is none, so that no answer needs looking up.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.numbers.is_empty()
     }
 
     /// Whether a SYN of this connection was bridged and had no answer yet.
     pub fn contains(&self, key: &FlowKey) -> bool {
-        self.waiting.contains_key(key)
+        self.numbers.contains_key(key)
     }
 
     /// A SYN was bridged. One that is repeated keeps its first deadline.
     pub fn bridged(&mut self, now: Instant, key: FlowKey, complaint: Complaint) {
-        if self.waiting.len() >= CAPACITY || self.waiting.contains_key(&key) {
+        if self.queue.len() >= CAPACITY || self.contains(&key) {
             return;
         }
-        let at = now + PATIENCE;
-        self.waiting.insert(key, (at, complaint));
-        self.due.insert((at, key));
+        self.numbers
+            .insert(key, self.gone + self.queue.len() as u64);
+        self.queue.push_back(Watched {
+            until: now + PATIENCE,
+            key,
+            complaint: Some(complaint),
+        });
     }
 
     /// Something answered.
     pub fn answered(&mut self, key: &FlowKey) {
-        if let Some((at, _)) = self.waiting.remove(key) {
-            self.due.remove(&(at, *key));
+        let Some(number) = self.numbers.remove(key) else {
+            return;
+        };
+        let place = usize::try_from(number - self.gone).unwrap_or(usize::MAX);
+        if let Some(watched) = self.queue.get_mut(place) {
+            watched.complaint = None;
         }
+        self.drop_answered();
     }
 
     /// Takes one SYN whose time is up.
     pub fn overdue(&mut self, now: Instant) -> Option<Complaint> {
-        let &(at, key) = self.due.first()?;
-        if at > now {
-            return None;
-        }
-        self.due.pop_first();
-        self.waiting.remove(&key).map(|(_, complaint)| complaint)
+        self.queue.front().filter(|first| first.until <= now)?;
+        let first = self.pop()?;
+        self.numbers.remove(&first.key);
+        self.drop_answered();
+        first.complaint
     }
 
     /// When [`Unanswered::overdue`] has something to give.
     pub fn next_wakeup(&self) -> Option<Instant> {
-        self.due.first().map(|&(at, _)| at)
+        self.queue.front().map(|first| first.until)
+    }
+
+    /// The first of the queue is one that waits, always.
+    fn drop_answered(&mut self) {
+        while self
+            .queue
+            .front()
+            .is_some_and(|first| first.complaint.is_none())
+        {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) -> Option<Watched> {
+        let first = self.queue.pop_front()?;
+        self.gone += 1;
+        Some(first)
     }
 }
 
@@ -128,7 +164,31 @@ mod tests {
         for port in 0..u16::MAX {
             unanswered.bridged(Instant::ZERO, key(port), complaint());
         }
-        assert_eq!(unanswered.waiting.len(), CAPACITY);
-        assert_eq!(unanswered.due.len(), CAPACITY);
+        assert_eq!(unanswered.queue.len(), CAPACITY);
+        assert_eq!(unanswered.numbers.len(), CAPACITY);
+    }
+
+    #[test]
+    fn answers_in_any_order_leave_the_others_due_in_theirs() {
+        let mut unanswered = Unanswered::new(Keyed::with_seed(3));
+        for port in 1..=5 {
+            unanswered.bridged(
+                Instant::from_millis(u64::from(port)),
+                key(port),
+                complaint(),
+            );
+        }
+        for port in [3, 1, 5] {
+            unanswered.answered(&key(port));
+        }
+        assert_eq!(unanswered.next_wakeup(), Some(Instant::from_millis(5002)));
+        // One that comes again is watched anew.
+        unanswered.bridged(Instant::from_millis(6), key(3), complaint());
+        assert!(unanswered.overdue(Instant::from_millis(5002)).is_some());
+        assert!(!unanswered.contains(&key(2)) && unanswered.contains(&key(4)));
+        assert!(unanswered.overdue(Instant::from_millis(5004)).is_some());
+        assert_eq!(unanswered.next_wakeup(), Some(Instant::from_millis(5006)));
+        unanswered.answered(&key(3));
+        assert!(unanswered.is_empty() && unanswered.next_wakeup().is_none());
     }
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 
 use hashbrown::HashMap;
 
-use crate::hash::Keyed;
+use crate::hash::{self, Keyed};
 use crate::time::Instant;
 use crate::wire::Mac;
 
@@ -61,7 +61,7 @@ impl ArpCache {
     /// An empty cache.
     pub fn new(hash: Keyed) -> ArpCache {
         ArpCache {
-            entries: HashMap::with_hasher(hash),
+            entries: hash::bounded(CAPACITY, hash),
             next: None,
         }
     }

@@ -12,6 +12,8 @@ use smoltcp::wire::{
     TcpRepr, TcpSeqNumber,
 };
 
+use crate::floods;
+
 const BOX: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const A: [u8; 6] = [2, 0, 0, 0, 1, 1];
 const B: [u8; 6] = [2, 0, 0, 0, 1, 2];
@@ -363,4 +365,46 @@ fn statistics_are_small_json() {
     assert_eq!(value["tunnel"]["up"], false);
     assert_eq!(value["wan"]["tx_bytes"], 0);
     assert_eq!(value["syns"]["tunnel_down"], 0);
+}
+
+/// A frame that arrives allocates nothing, from the very first on: not for more stations than the table holds, not for more frames at once than
+/// wait, not for connections that are bridged because the tunnel is down, nor for what is said to the box itself.
+#[test]
+fn frames_that_arrive_allocate_nothing() {
+    let mut bench = Bench::new();
+    let station = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        [2, 0, 0, 9, high, low]
+    };
+    let mut frames = vec![];
+    for number in 0..6000 {
+        let source = station(number);
+        let [high, low] = number.to_be_bytes();
+        let client = Ipv4Addr::new(10, 77, 64 + high, low);
+        let mut opening = floods::syn((client, 40_000), (SERVER, 80), 1000);
+        opening[..6].copy_from_slice(&B);
+        opening[6..12].copy_from_slice(&source);
+        frames.push(opening);
+        frames.push(ethernet(B, source, 0x86dd, &[0x5a; 1500]));
+        frames.push(arp(ArpOperation::Request, source, client, BOX_ADDRESS));
+        let mut reset = syn(BOX_ADDRESS, &[]);
+        reset[..6].copy_from_slice(&BOX);
+        frames.push(reset);
+    }
+    for burst in frames.chunks(2000) {
+        let now = Instant::from_millis(bench.now);
+        let engine = &mut bench.engine;
+        let counted = allocation_counter::measure(|| {
+            for frame in burst {
+                engine.receive(now, Port::Lan, frame);
+            }
+        });
+        assert_eq!(counted.count_total, 0, "{counted:?}");
+        while !bench.poll().is_empty() {}
+        // Some SYNs are overdue, stations and neighbours age.
+        bench.now += 20_000;
+    }
+    let statistics = bench.engine.statistics();
+    assert!(statistics.drops.no_room > 0 && statistics.syns_unanswered > 0);
+    assert_eq!(statistics.stations, 4096);
 }

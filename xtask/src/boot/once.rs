@@ -78,7 +78,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     let output = scratch.path().join("output");
     let mut machine = Qemu::new("box", accel::best(), Disk::new(disk));
     machine.memory_mib = arguments.box_memory();
-    machine.cpus = arguments.cpus;
+    machine.cpus = arguments.cpus();
     machine.nics = [1, 2]
         .map(|last| Nic {
             mac: [0x52, 0x54, 0, 0, 0, last],

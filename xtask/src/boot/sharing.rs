@@ -10,6 +10,9 @@ pub struct Sharing {
     /// The guest's nice value
     #[arg(long, value_name = "NICE", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
     nice: Option<i8>,
+    /// A CPU that the guest may run on; may be given several times
+    #[arg(long, value_name = "CPU", value_parser = clap::value_parser!(u8).range(0..=63))]
+    guest_cpu: Vec<u8>,
     /// The nice value of the box's services
     #[arg(long, value_name = "NICE", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
     services_nice: Option<i8>,
@@ -23,9 +26,11 @@ impl Sharing {
     pub fn guest(&self) -> String {
         let policy = self.policy.iter();
         let nice = self.nice.iter();
+        let cpus = Some(&self.guest_cpu).filter(|cpus| !cpus.is_empty());
         policy
             .map(|policy| format!("policy = \"{policy}\"\n"))
             .chain(nice.map(|nice| format!("nice = {nice}\n")))
+            .chain(cpus.map(|cpus| format!("cpus = {cpus:?}\n")))
             .collect()
     }
 
@@ -60,12 +65,13 @@ mod tests {
 
     #[test]
     fn the_options_come_to_the_configuration() {
-        let words = "x --policy gang --nice -5 --services-nice 10 --load 0 --load 1";
+        let words = "x --policy gang --nice -5 --guest-cpu 1 --guest-cpu 0 --services-nice 10 --load 0 --load 1";
         let line = Line::try_parse_from(words.split(' ')).unwrap();
         let config = Config::parse(&default_config(Some("probe"), &line.arguments, "").unwrap());
         let config = config.unwrap();
         let guest = config.guest.unwrap();
         assert_eq!((guest.policy, guest.nice), (Policy::Gang, -5));
+        assert_eq!((guest.cpus, line.arguments.cpus()), (vec![1, 0], 2));
         assert_eq!(
             (config.services.nice, config.services.load),
             (10, vec![0, 1])
@@ -74,9 +80,13 @@ mod tests {
         let line = Line::try_parse_from(["x"]).unwrap();
         let text = default_config(Some("probe"), &line.arguments, "").unwrap();
         assert!(
-            !text.contains("[services]") && !text.contains("policy"),
+            !text.contains("[services]") && !text.contains("policy") && !text.contains("cpus = ["),
             "{text}"
         );
+        for (words, cpus) in [("x --vcpus 2", 3), ("x --vcpus 2 --cpus 2", 2)] {
+            let line = Line::try_parse_from(words.split(' ')).unwrap();
+            assert_eq!(line.arguments.cpus(), cpus, "{words}");
+        }
     }
 
     #[test]
@@ -86,6 +96,7 @@ mod tests {
             "x --nice 20",
             "x --services-nice -21",
             "x --load 64",
+            "x --guest-cpu 64",
             "x --nice 1 --config a",
         ] {
             assert!(Line::try_parse_from(words.split(' ')).is_err(), "{words}");

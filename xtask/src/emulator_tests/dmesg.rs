@@ -108,8 +108,9 @@ pub fn stock_kernel(trial: &mut Trial<'_>) -> Result<()> {
         guest,
         kvm: None,
         image,
-        config: ways::box_config(GUEST, VCPUS, MEMORY_MIB)?,
-        cpus: VCPUS,
+        config: ways::box_config(GUEST, VCPUS, MEMORY_MIB, None)?,
+        // One for the box, so that the guest's are of their own.
+        cpus: VCPUS + 1,
         vcpus: VCPUS,
         memory: MEMORY_MIB,
     };

@@ -247,13 +247,19 @@ pub const ALL: &[Test] = &[
         name: "probe-lock",
         about: "2 vCPUs that fight for a lock both get it",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "lock 2", "vcpus = 2\n"),
+        run: |trial| probes::probe_passes_with(trial, "lock 2", probes::TWO),
     },
     Test {
         name: "probe-burn",
         about: "2 vCPUs that compute both run",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "burn 2", "vcpus = 2\n"),
+        run: |trial| probes::probe_passes_with(trial, "burn 2", probes::TWO),
+    },
+    Test {
+        name: "probe-fxrstor",
+        about: "2 vCPUs in a box of 2 CPUs that load x87 state all the time keep their state",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes_with(trial, "fxrstor 5", "vcpus = 2\n"),
     },
     Test {
         name: "probe-apicmove",

@@ -37,6 +37,23 @@ pub unsafe fn write_msr(msr: u32, value: u64) {
     }
 }
 
+/// Reads the root of the page tables.
+///
+/// # Safety
+/// Runs at CPL 0.
+pub unsafe fn read_cr3() -> u64 {
+    let cr3: u64;
+    // SAFETY: CPL 0 by the caller's promise; it changes nothing.
+    unsafe { asm!("mov {}, cr3", out(reg) cr3, options(nomem, nostack, preserves_flags)) };
+    cr3
+}
+
+/// Whether an address is in [`enter`], or right behind it.
+pub fn is_in_enter(address: u64) -> bool {
+    const MOST: u64 = 512;
+    address.wrapping_sub(enter as *const () as u64) < MOST
+}
+
 /// Enters the guest until #VMEXIT: exchanges the general-purpose registers (RAX and RSP are in the VMCB) and, with VMSAVE and VMLOAD, FS, GS, TR,
 /// LDTR and the system-call MSRs.
 ///

@@ -2,7 +2,7 @@
 //! next RIP nor decode assists nor clean bits are needed.
 
 use super::fpu::FpuState;
-use super::{Delivery, Event, Gpr, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
+use super::{Delivery, Event, Gpr, Place, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
 use super::{EFER_SVME, RFLAGS_ONE};
 use crate::exit::Exit;
 use crate::mem::GuestMemory;
@@ -89,6 +89,8 @@ pub struct SvmVcpu {
     bound: bool,
     /// The CPU that ran it last: only there may be translations of it, and they are good.
     last_cpu: Option<usize>,
+    /// The one that ran it before that, for evidence.
+    cpu_before: Option<usize>,
     /// State was changed in a way that may break a rule of VMRUN.
     unchecked: bool,
     /// What the CPU was given, to be told from what a refused entry leaves.
@@ -224,6 +226,7 @@ impl SvmVcpu {
             tsc_aux: 0,
             bound: false,
             last_cpu: None,
+            cpu_before: None,
             unchecked: true,
             host_area: Box::new(Pages([0; 4096])),
             host_save: Box::new(Pages([0; 4096])),
@@ -276,7 +279,9 @@ impl Vcpu for SvmVcpu {
         if self.last_cpu != Some(cpu) || !self.guest.has_asids() {
             self.flush();
         }
-        self.last_cpu = Some(cpu);
+        if self.last_cpu != Some(cpu) {
+            self.cpu_before = self.last_cpu.replace(cpu);
+        }
         self.bound = true;
         Ok(())
     }
@@ -464,6 +469,25 @@ impl Vcpu for SvmVcpu {
     fn raw_exit(&self) -> [u64; 3] {
         let control = &self.vmcb.control;
         [control.exit_code, control.exit_info_1, control.exit_info_2]
+    }
+
+    fn place(&self) -> Place {
+        let (control, save) = (&self.vmcb.control, &self.vmcb.save);
+        // SAFETY: bound, so CPL 0, and the CPU has the MSR.
+        let cpu_save = self
+            .bound
+            .then(|| unsafe { instructions::read_msr(instructions::VM_HSAVE_PA) });
+        // SAFETY: bound, so CPL 0.
+        let is_hosts = self.bound && save.cr3 == unsafe { instructions::read_cr3() };
+        Place {
+            cpus: [self.last_cpu, self.cpu_before],
+            control: core::ptr::from_ref(&*self.vmcb).expose_provenance() as u64,
+            save: self.host_save.address(),
+            cpu_save,
+            nested: (control.nested & 1 != 0, control.nested_cr3),
+            asid: control.asid,
+            is_hosts: is_hosts && instructions::is_in_enter(save.rip),
+        }
     }
 }
 

@@ -36,6 +36,20 @@ fn an_unbound_vcpu_does_not_run() {
 }
 
 #[test]
+fn its_place_is_that_of_its_pages() {
+    let vcpu = vcpu();
+    let place = vcpu.place();
+    assert_eq!((place.cpus, place.cpu_save), ([None, None], None));
+    assert_eq!(place.control % 4096, 0);
+    assert_eq!(place.save, vcpu.host_save.address());
+    assert_eq!(place.nested, (true, vcpu.guest.nested.root()));
+    assert!(!place.is_hosts);
+    let enter = instructions::enter as *const () as u64;
+    assert!(instructions::is_in_enter(enter + 0x60));
+    assert!(!instructions::is_in_enter(enter - 1) && !instructions::is_in_enter(enter + 512));
+}
+
+#[test]
 fn only_exchanged_msrs_are_direct() {
     let mut map = [0xFF; 8192];
     DIRECT_MSRS.iter().for_each(|msr| allow_msr(&mut map, *msr));

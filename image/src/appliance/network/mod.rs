@@ -10,6 +10,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use core::cell::RefCell;
+use core::ops::RangeInclusive;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
@@ -42,8 +43,9 @@ const OUTPUT_NS: u64 = 500_000;
 const POLL_NS: u64 = 250_000;
 /// While the disk has a request of the guest's: it is polled.
 const DISK_NS: u64 = 100_000;
-/// The service looks for more work this long before it rests, after a pass that found some: to leave the CPU and take it back costs as much.
-const LINGER_NS: u64 = 20_000;
+/// The service looks for more work before it rests, for as long as it has just worked, within these bounds: to leave the CPU and take it back costs as
+/// much as the least, and who had much to do will soon have more. So it never takes more than twice the time of its work (and the least).
+const LINGER_NS: RangeInclusive<u64> = 20_000..=500_000;
 /// What decides where frames go.
 enum Forwarder {
     /// The WAN stack.
@@ -178,6 +180,8 @@ pub struct Service {
     next_status_ns: u64,
     next_console_ns: u64,
     last_work_ns: u64,
+    /// How long it has worked since it last rested.
+    worked_ns: u64,
     /// A serial port has more to send.
     busy_outputs: bool,
     /// Frames wait for room at a port.
@@ -217,6 +221,7 @@ impl Service {
             next_status_ns: 0,
             next_console_ns: 0,
             last_work_ns: 0,
+            worked_ns: 0,
             busy_outputs: true,
             waiting: false,
             leaving: None,
@@ -235,16 +240,23 @@ impl Service {
 
     /// One bounded piece of work.
     pub fn turn(&mut self) -> Turn {
+        let begin_ns = clock::now_ns();
         let worked = self.pass() | self.disks.guest.as_mut().is_some_and(guest::Disk::tend);
         let now_ns = clock::now_ns();
         if worked {
+            self.worked_ns += now_ns.saturating_sub(begin_ns);
             self.last_work_ns = now_ns;
         }
         self.housekeeping(now_ns);
-        if worked || now_ns.saturating_sub(self.last_work_ns) < LINGER_NS {
+        let linger_ns = self.worked_ns.clamp(*LINGER_NS.start(), *LINGER_NS.end());
+        if worked || now_ns.saturating_sub(self.last_work_ns) < linger_ns {
             return Turn::Busy;
         }
-        self.rest()
+        let rest = self.rest();
+        if matches!(rest, Turn::Idle(_)) {
+            self.worked_ns = 0;
+        }
+        rest
     }
 
     /// One bounded piece of packet work. True if there was any.

@@ -18,6 +18,18 @@ const POLL: Duration = Duration::from_millis(100);
 /// Lines that are shown when something went wrong.
 const SHOWN: usize = 12;
 
+/// The box has stopped the guest in the middle of its work.
+#[derive(Debug)]
+pub struct GuestStopped(String);
+
+impl std::fmt::Display for GuestStopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the guest stopped: {}", self.0)
+    }
+}
+
+impl std::error::Error for GuestStopped {}
+
 enum Port {
     Guest,
     Telemetry,
@@ -132,7 +144,7 @@ fn box_line(seen: &mut Seen, line: &str, at: Instant) -> Result<bool> {
     };
     seen.event(&event, at);
     if event.event == "guest-stop" && !seen.is_done() {
-        bail!("the guest stopped: {}", event.reason);
+        return Err(GuestStopped(event.reason.clone()).into());
     }
     Ok(!event.text.is_empty())
 }

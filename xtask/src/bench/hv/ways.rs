@@ -164,14 +164,17 @@ impl Bench {
     }
 }
 
-/// The box's configuration: no peer, and the bench guest.
+/// The box's configuration: no peer, and the bench guest, on the first `cpus` CPUs or where the box thinks best.
 ///
 /// # Errors
 /// The box's guests cannot have so many vCPUs, or so much memory.
-pub fn box_config(guest: &str, vcpus: u8, memory: u32) -> Result<String> {
+pub fn box_config(guest: &str, vcpus: u8, memory: u32, cpus: Option<u8>) -> Result<String> {
+    let cpus = cpus.map_or_else(String::new, |cpus| {
+        format!("cpus = {:?}\n", Vec::from_iter(0..cpus))
+    });
     let text = format!(
         "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\n\n\
-         [guest]\nname = \"{guest}\"\nvcpus = {vcpus}\nmemory = \"{memory}M\"\ncom3 = true\n",
+         [guest]\nname = \"{guest}\"\nvcpus = {vcpus}\nmemory = \"{memory}M\"\n{cpus}com3 = true\n",
         KeyPair::generate()?.private
     );
     match Config::parse(&text) {
@@ -253,9 +256,9 @@ mod tests {
 
     #[test]
     fn the_box_takes_the_configuration() {
-        let text = box_config("bench", 2, 1024).unwrap();
+        let text = box_config("bench", 2, 1024, Some(2)).unwrap();
         let guest = Config::parse(&text).unwrap().guest.unwrap();
         assert_eq!((guest.vcpus, guest.com3), (2, true));
-        assert!(box_config("bench", 255, 1024).is_err());
+        assert!(box_config("bench", 255, 1024, None).is_err());
     }
 }

@@ -94,7 +94,7 @@ impl Setting {
     fn config(&self) -> Result<String> {
         let text = format!(
             "role = \"branch\"\nprivate_key = \"{}\"\n\n[management]\naddress = \"10.77.1.1/16\"\n\n\
-             [guest]\nname = \"probe\"\nmemory = \"64M\"\nvcpus = {VCPUS}\npolicy = \"{}\"\nnice = {}\n\n\
+             [guest]\nname = \"probe\"\nmemory = \"64M\"\nvcpus = {VCPUS}\ncpus = [0, 1]\npolicy = \"{}\"\nnice = {}\n\n\
              [services]\nnice = {}\nload = {:?}\n",
             KeyPair::generate()?.private,
             self.policy,
@@ -274,8 +274,9 @@ impl ProbedBox {
 /// How much nicer the emulated CPUs are than the rest.
 const NICER: i64 = 10;
 
-/// Gives the threads that execute the machine's CPUs a higher nice value than the thread of its devices, and this program, have. The far ends
-/// of the wires are no part of the box: two CPUs that spin must not keep them from this machine's own, of which there may be two.
+/// Gives the threads that execute the machine's CPUs a higher nice value than the thread of its devices, and this one, have; and those two real-time
+/// priority, where that is allowed. The far ends of the wires are no part of the box: two CPUs that spin must not keep them from this machine's own, of
+/// which there may be two. By nice values alone Linux lets who spins finish its slice of some milliseconds first (its EEVDF scheduler, from 6.6 on).
 fn yield_to_devices(qemu: &Process) -> Result<()> {
     let own = std::fs::read_to_string("/proc/self/stat").context("cannot read /proc/self/stat")?;
     let nice = own_nice(&own).context("/proc/self/stat is not as proc(5) has it")? + NICER;
@@ -295,6 +296,20 @@ fn yield_to_devices(qemu: &Process) -> Result<()> {
     }
     if found != CPUS {
         bail!("QEMU has {found} threads for {CPUS} CPUs");
+    }
+    // A process's number is that of its first thread: in QEMU the one of the devices.
+    let threads = [qemu.id().as_raw(), nix::unistd::gettid().as_raw()];
+    for thread in threads {
+        let mut chrt = process::command("chrt")?;
+        chrt.args(["--rr", "--reset-on-fork", "--pid", "1"])
+            .arg(thread.to_string());
+        if let Err(why) = process::output(chrt, "chrt") {
+            static TOLD: std::sync::Once = std::sync::Once::new();
+            TOLD.call_once(|| {
+                println!("No real-time priority for the emulator's devices, so latencies have slices of this machine's scheduler in them: {why:#}");
+            });
+            break;
+        }
     }
     Ok(())
 }

@@ -217,7 +217,7 @@ async fn broken(tcp: &TcpStream) {
 /// A flow that the core has opened.
 pub struct Opened {
     stream: StreamId,
-    pump: Pump,
+    pump: Box<Pump>,
     slot: Rc<Slot>,
 }
 
@@ -227,7 +227,8 @@ pub struct Opened {
 /// Why there is none. The end is noted by then.
 pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Opened, End> {
     let opened = hub.session.borrow_mut().open(&key);
-    let Some((stream, mut pump)) = opened else {
+    // What has its place in a task is moved with it.
+    let Some((stream, mut pump)) = opened.map(|(stream, pump)| (stream, Box::new(pump))) else {
         let end = match hub.session.borrow().is_up() {
             true => End::Full,
             false => End::TunnelDown,
@@ -263,7 +264,7 @@ pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Ope
             if slot.reset.get().is_none() {
                 hub.session.borrow_mut().refuse(stream, Code::Abandoned);
             }
-            hub.session.borrow_mut().close_pump(pump);
+            hub.session.borrow_mut().close_pump(*pump);
             hub.leave(stream, &slot, end);
             Err(end)
         }
@@ -278,10 +279,7 @@ pub async fn carry(hub: &Rc<Hub>, opened: Opened, tcp: TcpStream, early: &[u8]) 
 }
 
 /// Branch: carries a client's connection to `server`.
-pub async fn forward(hub: Rc<Hub>, tcp: TcpStream, server: SocketAddrV4) {
-    let Ok(SocketAddr::V4(client)) = tcp.peer_addr() else {
-        return;
-    };
+pub async fn forward(hub: Rc<Hub>, tcp: TcpStream, client: SocketAddrV4, server: SocketAddrV4) {
     let key = FlowKey { client, server };
     match open(&hub, key, &tcp).await {
         Ok(opened) => carry(&hub, opened, tcp, &[]).await,
@@ -316,7 +314,7 @@ pub async fn serve(hub: Rc<Hub>, stream: StreamId, slot: Rc<Slot>) {
     };
     let end = match connected {
         Ok(tcp) => {
-            let pump = hub.session.borrow_mut().accept(stream);
+            let pump = Box::new(hub.session.borrow_mut().accept(stream));
             run(&hub, stream, pump, &slot, Socket::new(&hub, tcp, &[])).await
         }
         Err(code) => {
@@ -412,7 +410,7 @@ async fn wait(socket: &Socket, slot: &Slot, awaits_last_bytes: bool) -> Woken {
 async fn run(
     hub: &Rc<Hub>,
     stream: StreamId,
-    mut pump: Pump,
+    mut pump: Box<Pump>,
     slot: &Slot,
     mut socket: Socket,
 ) -> End {
@@ -478,7 +476,7 @@ async fn run(
             }
         }
     };
-    hub.session.borrow_mut().close_pump(pump);
+    hub.session.borrow_mut().close_pump(*pump);
     if end != End::Finished {
         socket.reset();
     }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -253,16 +253,16 @@ impl Program {
         let task = match &what {
             Listener::Proxy(proxy) => {
                 let (hub, to) = (self.hub(&proxy.peer)?, proxy.to);
-                accept(listen(proxy.listen, place)?, move |tcp| {
+                accept(listen(proxy.listen, place)?, move |tcp, client| {
                     count(&hub);
-                    flow::forward(hub.clone(), tcp, to)
+                    flow::forward(hub.clone(), tcp, client, to)
                 })
             }
             Listener::Socks(socks) => {
                 let hub = self.hub(&socks.peer)?;
-                accept(listen(socks.listen, place)?, move |tcp| {
+                accept(listen(socks.listen, place)?, move |tcp, client| {
                     count(&hub);
-                    socks::serve(hub.clone(), tcp)
+                    socks::serve(hub.clone(), tcp, client)
                 })
             }
             Listener::Transparent(transparent, _) => {
@@ -277,7 +277,9 @@ impl Program {
                     other: other.transpose()?,
                     ledger: self.ledger.clone(),
                 });
-                accept(listener, move |tcp| transparent::serve(routes.clone(), tcp))
+                accept(listener, move |tcp, client| {
+                    transparent::serve(routes.clone(), tcp, client)
+                })
             }
         };
         self.listeners.push((what, task));
@@ -443,17 +445,19 @@ async fn open_wire(
     Ok((wire, task))
 }
 
-/// Hands each connection to `serve`, as a task of its own.
+/// Hands each connection to `serve`, with the client's address, as a task of its own.
 fn accept<F: Future<Output = ()> + 'static>(
     listener: TcpListener,
-    serve: impl Fn(TcpStream) -> F + 'static,
+    serve: impl Fn(TcpStream, SocketAddrV4) -> F + 'static,
 ) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
         loop {
             match listener.accept().await {
-                Ok((tcp, _)) => {
-                    tokio::task::spawn_local(serve(tcp));
+                Ok((tcp, SocketAddr::V4(client))) => {
+                    tokio::task::spawn_local(serve(tcp, client));
                 }
+                // Nothing listens at an IPv6 address.
+                Ok((_, SocketAddr::V6(_))) => {}
                 Err(error) => {
                     log::warn!("cannot accept a connection: {error}");
                     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -121,10 +121,7 @@ fn reply(reply: Reply) -> [u8; 10] {
 }
 
 /// Serves a client.
-pub async fn serve(hub: Rc<Hub>, mut tcp: TcpStream) {
-    let Ok(SocketAddr::V4(client)) = tcp.peer_addr() else {
-        return;
-    };
+pub async fn serve(hub: Rc<Hub>, mut tcp: TcpStream, client: SocketAddrV4) {
     let mut early = Vec::new();
     let (target, server) = match ask(&mut tcp, &mut early).await {
         Ok(asked) => asked,

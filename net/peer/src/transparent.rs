@@ -51,10 +51,8 @@ pub fn listen(at: SocketAddrV4) -> io::Result<TcpListener> {
 }
 
 /// Carries a connection that was handed over.
-pub async fn serve(routes: Rc<Routes>, tcp: TcpStream) {
-    let (Ok(SocketAddr::V4(client)), Ok(SocketAddr::V4(local))) =
-        (tcp.peer_addr(), tcp.local_addr())
-    else {
+pub async fn serve(routes: Rc<Routes>, tcp: TcpStream, client: SocketAddrV4) {
+    let Ok(SocketAddr::V4(local)) = tcp.local_addr() else {
         return;
     };
     // With REDIRECT the kernel has changed the destination and remembers it; with TPROXY it has not.

@@ -68,6 +68,7 @@ impl<S: Store> Sender<S> {
             coder: Coder::new(),
             effort: Effort::Full,
             body: Vec::new(),
+            spare: Vec::new(),
             digest,
             statistics: SenderStatistics::default(),
             log,

@@ -15,16 +15,24 @@ use crate::process;
 /// Far beyond what any piece of the work takes, even on a busy machine.
 const SILENCE: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_millis(100);
+/// The box says by then what it knows of a guest that it has stopped.
+const EVIDENCE: Duration = Duration::from_secs(1);
+/// What it says when the guest's state is the hypervisor's own (`Place` in `hv/src/cpu/mod.rs`).
+const HOSTS: &str = "RIP and CR3 ARE THE HYPERVISOR'S";
 /// Lines that are shown when something went wrong.
 const SHOWN: usize = 12;
 
 /// The box has stopped the guest in the middle of its work.
 #[derive(Debug)]
-pub struct GuestStopped(String);
+pub struct GuestStopped {
+    why: String,
+    /// Its state was not its own: a crash out of nothing, or the hypervisor's state in place of its.
+    pub lost_state: bool,
+}
 
 impl std::fmt::Display for GuestStopped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the guest stopped: {}", self.0)
+        write!(f, "the guest stopped: {}", self.why)
     }
 }
 
@@ -50,7 +58,13 @@ pub fn measure(bench: &Bench, way: Way, doing: &dyn Fn(&str)) -> Result<Seen> {
     let mut running = bench.start(way)?;
     let load = Load::begin(running.qemu.id())?;
     let mut last = Vec::new();
-    let result = follow(&mut running, &load, doing, &mut last);
+    let mut result = follow(&mut running, &load, doing, &mut last);
+    if let Some(stopped) = result.as_mut().err().and_then(|why| why.downcast_mut()) {
+        let GuestStopped { why, lost_state } = stopped;
+        // The evidence comes behind the reason.
+        std::thread::sleep(EVIDENCE);
+        *lost_state = why.contains("triple fault") || running.console().contains(HOSTS);
+    }
     let mut seen = result
         .and_then(|seen| seen.check(usize::from(bench.vcpus)).map(|()| seen))
         .with_context(|| {
@@ -144,7 +158,12 @@ fn box_line(seen: &mut Seen, line: &str, at: Instant) -> Result<bool> {
     };
     seen.event(&event, at);
     if event.event == "guest-stop" && !seen.is_done() {
-        return Err(GuestStopped(event.reason.clone()).into());
+        let why = event.reason.clone();
+        let stopped = GuestStopped {
+            why,
+            lost_state: false,
+        };
+        return Err(stopped.into());
     }
     Ok(!event.text.is_empty())
 }

@@ -239,8 +239,8 @@ fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
 
 /// Why the guest was stopped, if that may be the emulator's doing: it spoils the state of its first CPU, and so a guest of several vCPUs of which one may run there.
 fn lost_state<'e>(bench: &Bench, why: &'e anyhow::Error) -> Option<&'e measure::GuestStopped> {
-    let stopped = why.downcast_ref()?;
-    (bench.vcpus > 1).then_some(stopped)
+    let stopped: &measure::GuestStopped = why.downcast_ref()?;
+    (bench.vcpus > 1 && stopped.lost_state).then_some(stopped)
 }
 
 fn files(name: &str) -> Result<GuestFiles> {

@@ -103,11 +103,7 @@ impl Encoder {
             let Some(bytes) = input.get(taken..taken + now) else {
                 break;
             };
-            if self.pending.is_empty()
-                && now >= MAX_BLOCK / 4
-                && self.pending.capacity() < MAX_BLOCK
-            {
-                self.pending = core::mem::take(&mut sender.spare);
+            if self.pending.is_empty() && now >= MAX_BLOCK / 4 {
                 self.pending.reserve_exact(MAX_BLOCK);
             }
             self.pending.extend_from_slice(bytes);
@@ -327,7 +323,7 @@ impl Encoder {
         self.pending.drain(..len);
         self.search.taken(len);
         if self.pending.is_empty() && self.pending.capacity() > MAX_BLOCK / 2 {
-            sender.spare = core::mem::take(&mut self.pending);
+            self.pending = Vec::new();
         }
     }
 }

@@ -59,9 +59,6 @@ impl Search {
             if self.scanned >= pending.len() {
                 return;
             }
-            if self.rolled == 0 && self.scanned == 0 && self.begin(sender, flow, pending) {
-                continue;
-            }
             if self.looked_up == self.anchors.len() && !self.roll(sender, pending) {
                 self.scanned = pending.len();
                 return;
@@ -78,33 +75,13 @@ impl Search {
         }
     }
 
-    /// The start of a flow, or of what follows a copy: its first window is looked up whether it is sampled or not, and before
-    /// anything is rolled over. Gives whether a match goes on to the end of the input.
-    fn begin<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) -> bool {
-        let Some(fingerprint) = sender.roller.fingerprint(pending) else {
-            return false;
-        };
-        let at = WINDOW;
-        self.look_up(sender, flow, pending, Anchor { at, fingerprint });
-        if !self.live {
-            // Windows that reach beyond a short match are looked up as well.
-            self.roll_over(sender, pending);
-        }
-        self.live
-    }
-
-    /// Rolls over the next piece that no match covers; false at the end of the input.
+    /// Rolls over the next piece; false at the end of the input.
     fn roll<S: Store>(&mut self, sender: &Sender<S>, pending: &[u8]) -> bool {
         if self.rolled < self.scanned {
             self.skipped.push(self.rolled..self.scanned);
             self.rolled = self.scanned;
             self.rolling = Rolling::default();
         }
-        self.roll_over(sender, pending)
-    }
-
-    /// Rolls over the next piece; false at the end of the input.
-    fn roll_over<S: Store>(&mut self, sender: &Sender<S>, pending: &[u8]) -> bool {
         let stop = pending.len().min(self.rolled + STRIDE);
         let Some(piece) = pending
             .get(self.rolled..stop)
@@ -115,6 +92,19 @@ impl Search {
         sender
             .roller
             .sample(&mut self.rolling, piece, self.rolled, &mut self.anchors);
+        if self.rolled == 0
+            && let Some(fingerprint) = sender.roller.fingerprint(piece)
+        {
+            // The start of a flow, or of what follows a copy.
+            let first = self.anchors.get(self.looked_up).map(|anchor| anchor.at);
+            if first != Some(WINDOW) {
+                let anchor = Anchor {
+                    at: WINDOW,
+                    fingerprint,
+                };
+                self.anchors.insert(self.looked_up, anchor);
+            }
+        }
         self.rolled = stop;
         let new = self.anchors.get(self.looked_up..).unwrap_or(&[]);
         sender.anchors.touch(new);
@@ -341,63 +331,4 @@ fn common_backward<S: Store>(
         }
     }
     len
-}
-
-#[cfg(test)]
-mod tests {
-    use alloc::vec::Vec;
-
-    use super::super::sender::SenderConfig;
-    use super::*;
-
-    /// A sender whose flow has stored `count` pseudorandom bytes, which it may refer to.
-    fn stored(count: usize) -> (Sender, FlowId, Vec<u8>) {
-        let mut sender = Sender::new(SenderConfig::with_memory(1 << 20), [7; 32]);
-        let flow = sender.open_flow();
-        let mut state = 1u64;
-        let bytes: Vec<u8> = core::iter::repeat_with(|| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
-            (state >> 56) as u8
-        })
-        .take(count)
-        .collect();
-        let mut search = Search::default();
-        search.advance(&mut sender, flow, &bytes);
-        assert!(search.far.is_empty(), "nothing is known yet");
-        let position = sender.append(&bytes);
-        search.index(&mut sender, &bytes, position, bytes.len());
-        sender.sent(flow, position..position + count as u64, true);
-        (sender, flow, bytes)
-    }
-
-    #[test]
-    fn a_flow_that_begins_as_another_did_is_followed_without_rolling() {
-        let (mut sender, flow, bytes) = stored(64 * 1024);
-        let mut search = Search::default();
-        search.advance(&mut sender, flow, &bytes[..40_000]);
-        search.advance(&mut sender, flow, &bytes);
-        assert!(search.live);
-        assert_eq!(search.far.len(), 1);
-        assert_eq!((search.far[0].start, search.far[0].len), (0, bytes.len()));
-        assert_eq!((search.rolled, search.anchors.len()), (0, 0));
-    }
-
-    #[test]
-    fn a_short_match_at_the_start_hides_nothing_behind_it() {
-        let (mut sender, flow, bytes) = stored(64 * 1024);
-        // What follows the short match is known from elsewhere, then unknown, then known from the start once more.
-        let other: Vec<u8> = bytes[20_000..30_000].iter().map(|byte| !byte).collect();
-        let input = [&bytes[..100], &bytes[9_000..12_000], &other, &bytes].concat();
-        let mut search = Search::default();
-        search.advance(&mut sender, flow, &input);
-        let found = |at: usize| {
-            let mut all = search.far.iter();
-            all.any(|it| it.start <= at && at < it.start + it.len)
-        };
-        for at in [0, 99, 3_000, 13_100 + 4_000, input.len() - 1] {
-            assert!(found(at), "{at} in {:?}", search.far.len());
-        }
-        assert!(!found(8_000));
-        assert!(search.live);
-    }
 }

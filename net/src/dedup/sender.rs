@@ -93,8 +93,6 @@ pub struct Sender<S: Store = Log> {
     effort: Effort,
     /// Room for a block's body.
     pub(super) body: Vec<u8>,
-    /// Room for a flow's input, left by the last flow whose input was all sent: warm in the CPU's caches, and never given back.
-    pub(super) spare: Vec<u8>,
     pub(super) digest: DigestKey,
     pub(super) statistics: SenderStatistics,
     log: [u8; 16],

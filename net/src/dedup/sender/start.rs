@@ -68,7 +68,6 @@ impl<S: Store> Sender<S> {
             coder: Coder::new(),
             effort: Effort::Full,
             body: Vec::new(),
-            spare: Vec::new(),
             digest,
             statistics: SenderStatistics::default(),
             log,

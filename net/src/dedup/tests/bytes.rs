@@ -160,30 +160,3 @@ fn a_flush_sends_everything_that_was_taken_in() {
         assert_eq!(world.flows[0].got, sent);
     }
 }
-
-#[test]
-fn the_room_for_a_flows_input_goes_to_the_next_flow() {
-    use super::super::encoder::{Encoder, Flush};
-    use super::super::wire::MAX_BLOCK;
-    let (mut rng, mut world) = world();
-    let noise = simulation::noise(&mut rng, MAX_BLOCK);
-    let mut wire = Vec::new();
-    let mut places = Vec::new();
-    for _ in 0..2 {
-        let mut encoder = Encoder::new(&mut world.sender);
-        encoder.encode(
-            &mut world.sender,
-            &noise[..MAX_BLOCK / 2],
-            Flush::No,
-            &mut wire,
-        );
-        assert!(encoder.has_pending());
-        assert_eq!(world.sender.spare.capacity(), 0, "in use");
-        encoder.encode(&mut world.sender, &[], Flush::Yes, &mut wire);
-        assert!(!encoder.has_pending());
-        places.push(world.sender.spare.as_ptr());
-        assert!(world.sender.spare.is_empty());
-        assert_eq!(world.sender.spare.capacity(), MAX_BLOCK);
-    }
-    assert_eq!(places[0], places[1]);
-}

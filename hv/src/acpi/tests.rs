@@ -6,7 +6,6 @@ use super::*;
 fn tables(vcpus: usize) -> Tables {
     Tables::new(&AcpiConfig {
         vcpus,
-        wake_micros: 100,
         virtio: VirtioSlot::ALL.to_vec(),
     })
 }

@@ -77,9 +77,7 @@ static SHARED: Once<Shared> = Once::new();
 
 /// How long it takes a halted vCPU to be woken, about, in microseconds: an exit and an entry, here and where the interrupt comes from. The guest is told so, and
 /// watches for work instead when it expects to rest for less; that is good where each of its vCPUs has a CPU, and takes from the others where they share some.
-///
-/// 100 made a pipe between two vCPUs 1.2 times as fast, but in one run of four on QEMU's translator a wake-up was lost for seconds (docs/bench.md): not before that is understood.
-const WAKE_MICROS: u16 = 10;
+const WAKE_MICROS: u16 = 100;
 const WAKE_MICROS_SHARED: u16 = 10;
 
 /// What the guest is told of the time it takes to wake a vCPU, in microseconds.

@@ -65,7 +65,7 @@ wake_round:
         call    send_ipi
         movl    rounds, %eax
         leal    2(, %eax, 2), %eax
-        movl    $records + (1 << CPU_SHIFT) + CPU_FIXED, %edi
+        movl    $seen_awake, %edi
         movl    $text_woken, %esi
         jmp     wait_equal
 
@@ -78,6 +78,8 @@ sleeper:
         popl    %ebx
         decl    %edi
         jnz     1b
+        movl    CPU_FIXED(%ebx), %eax
+        movl    %eax, seen_awake                # an interrupt between here and HLT has to end the HLT
         sti
         hlt
         cmpl    $0, sleepers_end
@@ -101,4 +103,5 @@ text_two_cpus:  .asciz  "two CPUs"
         .bss
 rounds:         .long   0
 gap:            .long   0
+seen_awake:     .long   0                       # interrupts that the second CPU knew of when it rested last
 sleepers_end:   .long   0

@@ -262,6 +262,12 @@ pub const ALL: &[Test] = &[
         run: |trial| probes::probe_passes_with(trial, "fxrstor 5", "vcpus = 2\n"),
     },
     Test {
+        name: "probe-debug",
+        about: "2 vCPUs that share a CPU have their own debug registers",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes_with(trial, "debug 2", "vcpus = 2\ncpus = [1]\n"),
+    },
+    Test {
         name: "probe-wake",
         about: "no interrupt that wakes a halted vCPU is lost",
         deadline: SHORT,

@@ -37,6 +37,36 @@ pub unsafe fn write_msr(msr: u32, value: u64) {
     }
 }
 
+/// Reads DR0 to DR3.
+///
+/// # Safety
+/// Runs at CPL 0, with DR7.GD clear.
+pub unsafe fn read_breakpoints() -> [u64; 4] {
+    let (zero, one, two, three): (u64, u64, u64, u64);
+    // SAFETY: by the caller's promise it does not fault; it changes nothing else.
+    unsafe {
+        asm!(
+            "mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) zero, out(reg) one, out(reg) two, out(reg) three, options(nomem, nostack, preserves_flags)
+        );
+    }
+    [zero, one, two, three]
+}
+
+/// Writes DR0 to DR3.
+///
+/// # Safety
+/// Runs at CPL 0, with no breakpoint enabled in DR7, and GD clear.
+pub unsafe fn write_breakpoints([zero, one, two, three]: [u64; 4]) {
+    // SAFETY: by the caller's promise it does not fault, and no address is watched.
+    unsafe {
+        asm!(
+            "mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) zero, in(reg) one, in(reg) two, in(reg) three, options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
 /// Reads the root of the page tables.
 ///
 /// # Safety

@@ -86,6 +86,8 @@ pub struct SvmVcpu {
     capabilities: Capabilities,
     fpu: FpuState,
     tsc_aux: u32,
+    /// DR0 to DR3, while it is not bound: VMRUN and #VMEXIT exchange DR6 and DR7 only (APM vol. 2, 15.5.1).
+    breakpoints: [u64; 4],
     bound: bool,
     /// The CPU that ran it last: only there may be translations of it, and they are good.
     last_cpu: Option<usize>,
@@ -224,6 +226,7 @@ impl SvmVcpu {
             capabilities: guest.capabilities,
             fpu: FpuState::reset(),
             tsc_aux: 0,
+            breakpoints: [0; 4],
             bound: false,
             last_cpu: None,
             cpu_before: None,
@@ -258,7 +261,8 @@ impl Vcpu for SvmVcpu {
     fn bind(&mut self, cpu: usize) -> Result<(), Unavailable> {
         // SAFETY: (1) whoever made the vCPU promised that it is bound at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
         // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save page is
-        // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`).
+        // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`); (6) the box watches no address: DR7
+        // is as after reset, and #VMEXIT sets it so.
         unsafe {
             detect()?;
             let efer = instructions::read_msr(instructions::EFER);
@@ -273,6 +277,7 @@ impl Vcpu for SvmVcpu {
             if has_tsc_aux() {
                 instructions::write_msr(instructions::TSC_AUX, u64::from(self.tsc_aux));
             }
+            instructions::write_breakpoints(self.breakpoints);
             self.fpu.load();
         }
         // Elsewhere the guest may have changed translations that this CPU remembers; with an ASID for two, they may be the other's.
@@ -290,8 +295,9 @@ impl Vcpu for SvmVcpu {
         if !core::mem::take(&mut self.bound) {
             return;
         }
-        // SAFETY: this CPU was bound, so it is at CPL 0 with SVM enabled by us; GIF is set outside `enter`.
+        // SAFETY: this CPU was bound, so it is at CPL 0 with SVM enabled by us; GIF is set outside `enter`, and DR7 is as #VMEXIT leaves it.
         unsafe {
+            self.breakpoints = instructions::read_breakpoints();
             self.fpu.save();
             instructions::write_msr(instructions::VM_HSAVE_PA, 0);
             let efer = instructions::read_msr(instructions::EFER);

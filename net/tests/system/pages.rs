@@ -68,6 +68,7 @@ fn the_lan_reads_numbers_and_reasons() {
         "outpost_flows_open{peer=\"core\"} 1",
         "outpost_connections_total{reason=\"optimised\"} 1",
         "outpost_connections_total{reason=\"no_peer\"} 1",
+        "outpost_dedup_coded_blocks_total{peer=\"core\",effort=\"full\"} 0",
         "outpost_host_bytes_total{peer=\"core\",direction=\"to_hosts\"} 50000",
     ] {
         assert!(

@@ -44,6 +44,8 @@ pub struct MachineConfig {
     pub block: Option<BlockConfig>,
     /// It may end itself with a status at port 0xf4.
     pub debug_exit: bool,
+    /// Microseconds from a wake-up to the first instruction of a halted vCPU, as the guest is told. Linux halts only when it expects to rest for longer.
+    pub wake_micros: u16,
 }
 
 /// What to start, whatever its kind.
@@ -301,5 +303,6 @@ fn platform_config(config: &MachineConfig, vcpus: usize, apic_mode: ApicMode) ->
         mac: config.mac,
         block: config.block,
         debug_exit: config.debug_exit,
+        wake_micros: config.wake_micros,
     }
 }

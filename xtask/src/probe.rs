@@ -116,6 +116,7 @@ mod tests {
             (2, "lock 1", "lock: passed"),
             (2, "burn 1", "burn: passed"),
             (2, "fxrstor 1", "fxrstor: passed"),
+            (2, "wake 1", "wake: passed"),
             (1, "romwrite", "romwrite: passed"),
         ] {
             let (status, text) = run_on_qemu(&kernel, cpus, mode).unwrap();

@@ -39,10 +39,6 @@ fn resources(place: &dyn Aml, gsi: u8) -> Name {
     name("_CRS", &list)
 }
 
-/// Microseconds from a wake-up to the first instruction of a halted processor. When Linux expects to rest for less it polls instead of halting: 100 made a
-/// pipe between two vCPUs faster, but a wake-up was lost for seconds in one run of four on QEMU's translator (docs/bench.md).
-const HALT_LATENCY: u16 = 10;
-
 /// A resource template with the register of the state that HLT enters: fixed hardware, all else zero, as for any processor without MWAIT (ACPI 6.5, 6.4.3.7
 /// and 6.4.2.9). The crate gives such a register a wrong length.
 const HALT_REGISTER: [u8; 17] = [
@@ -50,10 +46,11 @@ const HALT_REGISTER: [u8; 17] = [
 ];
 
 /// A processor that halts, and does nothing deeper (ACPI 6.5, 8.4.1.1). A kernel that is told of an idle state predicts how long
-/// it will be idle, and leaves its timer alone when that is short: two exits less for each.
-fn processor(id: u8) -> Vec<u8> {
+/// it will be idle, and leaves its timer alone when that is short: two exits less for each. When it expects less than the latency, Linux does not
+/// halt at all but watches for work, for twice as long at most: then it needs neither an exit to rest nor an interrupt to be woken.
+fn processor(id: u8, wake_micros: u16) -> Vec<u8> {
     let halt = BufferData::new(HALT_REGISTER.to_vec());
-    let c1 = Package::new(alloc::vec![&halt, &ONE, &HALT_LATENCY, &ZERO]);
+    let c1 = Package::new(alloc::vec![&halt, &ONE, &wake_micros, &ZERO]);
     let states = Package::new(alloc::vec![&ONE, &c1]);
     device(
         &format!("CPU{id:X}"),
@@ -66,13 +63,13 @@ fn processor(id: u8) -> Vec<u8> {
 }
 
 /// The whole table.
-pub(super) fn dsdt(processors: u8, virtio: &[VirtioSlot]) -> Vec<u8> {
+pub(super) fn dsdt(processors: u8, wake_micros: u16, virtio: &[VirtioSlot]) -> Vec<u8> {
     let mut aml = Vec::new();
     let sleep_type = SLEEP_TYPE_OFF;
     let sleep = Package::new(alloc::vec![&sleep_type, &sleep_type, &ZERO, &ZERO]);
     name("_S5_", &sleep).to_aml_bytes(&mut aml);
     for id in 0..processors {
-        aml.extend(processor(id));
+        aml.extend(processor(id, wake_micros));
     }
     aml.extend(device(
         "COM1",

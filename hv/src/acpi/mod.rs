@@ -32,6 +32,8 @@ const OEM_REVISION: u32 = 1;
 pub struct AcpiConfig {
     /// Number of vCPUs, 1 to [`layout::MAX_VCPUS`]; their local APIC identifiers are 0, 1, ….
     pub vcpus: usize,
+    /// Microseconds from a wake-up to the first instruction of a halted vCPU, as its idle state says.
+    pub wake_micros: u16,
     /// The virtio devices that there are.
     pub virtio: Vec<VirtioSlot>,
 }
@@ -77,7 +79,10 @@ impl Tables {
         let mut bytes = alloc::vec![0; 64];
         let facs = append(&mut bytes, &FACS::new());
         let processors = config.vcpus.clamp(1, layout::MAX_VCPUS) as u8;
-        let dsdt = append_bytes(&mut bytes, &dsdt::dsdt(processors, &config.virtio));
+        let dsdt = append_bytes(
+            &mut bytes,
+            &dsdt::dsdt(processors, config.wake_micros, &config.virtio),
+        );
         let fadt = append(&mut bytes, &fadt(facs, dsdt));
         let madt = append_bytes(&mut bytes, &madt(processors));
         let wdat = append_bytes(&mut bytes, &wdat::wdat());

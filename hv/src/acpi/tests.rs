@@ -6,6 +6,7 @@ use super::*;
 fn tables(vcpus: usize) -> Tables {
     Tables::new(&AcpiConfig {
         vcpus,
+        wake_micros: 100,
         virtio: VirtioSlot::ALL.to_vec(),
     })
 }

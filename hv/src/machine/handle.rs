@@ -23,7 +23,10 @@ impl Processor<'_> {
     /// The reason why the guest cannot go on.
     pub(super) fn handle(&mut self, exit: Exit) -> Result<(), StopReason> {
         match exit {
-            Exit::HostInterrupt => self.take_interrupts(),
+            Exit::HostInterrupt => {
+                self.take_interrupts();
+                self.halt_in_shadow();
+            }
             Exit::InterruptWindow => self.vcpu.watch_window(false),
             Exit::Halt => self.halt(),
             Exit::Cpuid => self.cpuid(),
@@ -97,6 +100,19 @@ impl Processor<'_> {
             } else {
                 Rest::Halted
             });
+        }
+    }
+
+    /// STI, HLT is one step for the guest's interrupts: one that comes between the two wakes it from the HLT. The box's own can come between, and
+    /// QEMU's VMRUN forgets the shadow that STI left: an interrupt for the guest would then be delivered before the HLT, and never wake it.
+    fn halt_in_shadow(&mut self) {
+        if self.vcpu.delivery() != Delivery::Shadow || self.vcpu.system().cpl() != 0 {
+            return;
+        }
+        let (registers, system) = (self.vcpu.registers(), self.vcpu.system());
+        let code = decode::fetch(&self.shared.memory, registers, &system);
+        if code.is_ok_and(|code| code.as_slice().first() == Some(&0xF4)) {
+            self.halt();
         }
     }
 

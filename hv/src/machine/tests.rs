@@ -2,9 +2,11 @@
 
 use super::processor::SHADOW_NS;
 use super::*;
-use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System, Unavailable};
+use crate::cpu::Unavailable;
+use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
-use crate::exit::{Exit, ExitKind, MemoryAccess, PortAccess};
+use crate::exit::Exit;
+use crate::exit::{ExitKind, MemoryAccess, PortAccess};
 use crate::host::{BlockDone, BlockRequest};
 use crate::msr::PAT_RESET;
 use crate::platform::test_host::TestHost;
@@ -230,6 +232,7 @@ impl<'h> Scene<'h> {
             mac: None,
             block: None,
             debug_exit: true,
+            wake_micros: 10,
         };
         let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);
         Self {

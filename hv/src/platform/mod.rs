@@ -41,6 +41,8 @@ pub use crate::device::reset::PowerEvent;
 pub struct PlatformConfig {
     /// Number of vCPUs, 1 to [`MAX_VCPUS`] (clamped).
     pub vcpus: usize,
+    /// Microseconds from a wake-up to the first instruction of a halted vCPU, as the guest is told.
+    pub wake_micros: u16,
     /// How local APICs are accessed at the start.
     pub apic_mode: ApicMode,
     /// Address of the network interface; none for a guest without one.
@@ -56,6 +58,7 @@ impl PlatformConfig {
     pub fn acpi(&self) -> AcpiConfig {
         AcpiConfig {
             vcpus: self.vcpus.clamp(1, MAX_VCPUS),
+            wake_micros: self.wake_micros,
             virtio: VirtioSlot::ALL
                 .into_iter()
                 .filter(|slot| match slot {

@@ -14,6 +14,7 @@ fn config(apic_mode: ApicMode) -> PlatformConfig {
             block_bytes: 512,
         }),
         debug_exit: true,
+        wake_micros: 10,
     }
 }
 

@@ -286,6 +286,12 @@ pub const ALL: &[Test] = &[
         run: |trial| probes::probe_passes_with(trial, "fxrstor 5", "vcpus = 2\n"),
     },
     Test {
+        name: "probe-wake",
+        about: "no interrupt that wakes a halted vCPU is lost",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes_with(trial, "wake 15", "vcpus = 2\n"),
+    },
+    Test {
         name: "probe-apicmove",
         about: "a guest cannot move its local APIC, and the box says that it tried",
         deadline: SHORT,

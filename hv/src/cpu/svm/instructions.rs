@@ -48,6 +48,17 @@ pub unsafe fn read_cr3() -> u64 {
     cr3
 }
 
+/// Writes CR8, the priority below which interrupts wait, as it is: the local APIC looks again at what is pending.
+///
+/// # Safety
+/// Runs at CPL 0, outside any guest.
+pub unsafe fn rewrite_cr8() {
+    // SAFETY: CPL 0 by the caller's promise; nothing is changed.
+    unsafe {
+        asm!("mov {priority}, cr8", "mov cr8, {priority}", priority = out(reg) _, options(nomem, nostack, preserves_flags));
+    }
+}
+
 /// Whether an address is in [`enter`], or right behind it.
 pub fn is_in_enter(address: u64) -> bool {
     const MOST: u64 = 512;

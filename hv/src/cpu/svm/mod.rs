@@ -318,6 +318,12 @@ impl Vcpu for SvmVcpu {
         // ports, all MSRs but those that VMSAVE exchanges, SVM instructions; nested tables reach guest memory only; (3) memory is identity-mapped;
         // (4) `bind` loaded the guest's x87 and SSE state.
         unsafe { instructions::enter(&mut self.registers, vmcb, host_area) };
+        if self.vmcb.control.intercept_first & first::VINTR != 0 {
+            // QEMU's VMRUN notes the virtual interrupt without its lock, and so can forget an interrupt that another CPU or a device raises at that
+            // moment: docs/hv.md.
+            // SAFETY: bound, so CPL 0, and out of the guest.
+            unsafe { instructions::rewrite_cr8() };
+        }
         self.store_registers();
         let control = &mut self.vmcb.control;
         control.tlb_control = 0;

@@ -74,6 +74,26 @@ fn nothing_is_armed_in_an_interrupt_shadow() {
 }
 
 #[test]
+fn a_halt_in_an_interrupt_shadow_comes_before_the_interrupt() {
+    let host = Box0::default();
+    for (code, rest, retired) in [
+        ([0xF4, 0x90], Some(crate::platform::Rest::Halted), 1),
+        ([0x90, 0xF4], None, 0),
+    ] {
+        let scene = Scene::new(&host, &code, &[]);
+        {
+            let mut processor = scene.processor();
+            let registers = processor.vcpu.registers_mut();
+            (registers.rip, registers.rflags) = (CODE, RFLAGS_ONE | RFLAGS_IF);
+        }
+        scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
+        assert_eq!(scene.processor().handle(Exit::HostInterrupt), Ok(()));
+        assert_eq!(scene.processor().rest, rest);
+        assert_eq!(scene.processor().vcpu.registers().rip, CODE + retired);
+    }
+}
+
+#[test]
 fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
     let host = Box0::default();
     let scene = Scene::new(&host, &[0xF4], &[]);

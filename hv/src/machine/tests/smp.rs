@@ -22,6 +22,7 @@ impl<'h> Two<'h> {
             mac: None,
             block: None,
             debug_exit: true,
+            wake_micros: 10,
         };
         let vcpus = players
             .into_iter()

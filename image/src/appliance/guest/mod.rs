@@ -201,6 +201,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) 
             mac: Some(mac(lan_mac)),
             block,
             debug_exit: guest.debug_exit,
+            wake_micros: cpus::wake_micros(),
         },
         vcpus: guest.vcpus as usize,
     });

@@ -34,10 +34,13 @@ const DECODE_TIMEOUT: Duration = Duration::from_secs(60);
 const READ: usize = 128 * 1024;
 const READ_SHORT: usize = 64 * 1024;
 
-/// What the kernel may hold of a host's bytes, for the first of a peer's flows: what is there at once makes blocks and turns that
-/// are full. With more flows the kernel decides, and where it does not allow so much.
-const ROOM: usize = 1 << 20;
-const ROOMY: usize = 64;
+/// What the kernel may hold of a host's bytes while a peer has [`FEW`] flows: what is there at once makes blocks and turns that are
+/// full.
+pub const ROOM: usize = 1 << 20;
+/// The same for a host that comes while there are more.
+pub const ROOM_OF_MANY: usize = 256 * 1024;
+/// So many flows are few.
+pub const FEW: usize = 64;
 
 /// A turn that gave the tunnel so many bytes has them sent before the next flow's.
 const WORTH_SENDING: u64 = 4 * 1024;
@@ -74,9 +77,6 @@ struct Socket {
 impl Socket {
     /// `early`: bytes that were read from it before.
     fn new(hub: &Rc<Hub>, tcp: TcpStream, early: &[u8]) -> Socket {
-        if hub.slots.borrow().len() <= ROOMY && hub.wire.allows(ROOM) {
-            let _ = SockRef::from(&tcp).set_recv_buffer_size(ROOM);
-        }
         Socket {
             tcp,
             hub: hub.clone(),
@@ -299,7 +299,7 @@ pub async fn serve(hub: Rc<Hub>, stream: StreamId, slot: Rc<Slot>) {
     let FlowKey { client, server } = slot.key;
     let from = hub.from_client.then_some(client);
     let connected = tokio::select! {
-        result = tokio::time::timeout(CONNECT_TIMEOUT, connect(server, from)) => match result {
+        result = tokio::time::timeout(CONNECT_TIMEOUT, connect(server, from, hub.room())) => match result {
             Ok(Ok(tcp)) => Ok(tcp),
             Ok(Err(error)) => Err(match error.kind() {
                 io::ErrorKind::ConnectionRefused => Code::Refused,
@@ -327,14 +327,23 @@ pub async fn serve(hub: Rc<Hub>, stream: StreamId, slot: Rc<Slot>) {
     hub.leave(stream, &slot, end);
 }
 
-/// Connects to `server`; from the address `client`, where that can be: the way back must lead through this machine.
-pub async fn connect(server: SocketAddrV4, client: Option<SocketAddrV4>) -> io::Result<TcpStream> {
+/// Connects to `server`; from the address `client`, where that can be: the way back must lead through this machine. `room`: what
+/// the kernel may hold of the server's bytes, if that is not for it to decide.
+pub async fn connect(
+    server: SocketAddrV4,
+    client: Option<SocketAddrV4>,
+    room: Option<usize>,
+) -> io::Result<TcpStream> {
     let ip = server.ip();
     if server.port() == 0 || ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let socket = TcpSocket::new_v4()?;
     without_delay(&socket);
+    if let Some(room) = room {
+        // The server is told at once how much may come.
+        let _ = SockRef::from(&socket).set_recv_buffer_size(room);
+    }
     // A client on the branch's own machine has an address that means another machine here.
     let client = client.filter(|it| !it.ip().is_loopback() && !it.ip().is_unspecified());
     if let Some(client) = client {

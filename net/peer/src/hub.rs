@@ -148,6 +148,16 @@ impl Hub {
         Instant::ZERO + self.started.elapsed()
     }
 
+    /// What the kernel may hold of the bytes of the next flow's host; `None`: it decides, for it does not allow as much.
+    pub fn room(&self) -> Option<usize> {
+        let room = if self.slots.borrow().len() <= flow::FEW {
+            flow::ROOM
+        } else {
+            flow::ROOM_OF_MANY
+        };
+        self.wire.allows(flow::ROOM).then_some(room)
+    }
+
     /// Makes a flow known.
     pub fn enter(&self, stream: StreamId, key: FlowKey) -> Rc<Slot> {
         let slot = Rc::new(Slot {

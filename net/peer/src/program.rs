@@ -253,14 +253,18 @@ impl Program {
         let task = match &what {
             Listener::Proxy(proxy) => {
                 let (hub, to) = (self.hub(&proxy.peer)?, proxy.to);
-                accept(listen(proxy.listen, place)?, move |tcp, client| {
+                let served = hub.clone();
+                let room = move || served.room();
+                accept(listen(proxy.listen, place)?, room, move |tcp, client| {
                     count(&hub);
                     flow::forward(hub.clone(), tcp, client, to)
                 })
             }
             Listener::Socks(socks) => {
                 let hub = self.hub(&socks.peer)?;
-                accept(listen(socks.listen, place)?, move |tcp, client| {
+                let served = hub.clone();
+                let room = move || served.room();
+                accept(listen(socks.listen, place)?, room, move |tcp, client| {
                     count(&hub);
                     socks::serve(hub.clone(), tcp, client)
                 })
@@ -277,7 +281,9 @@ impl Program {
                     other: other.transpose()?,
                     ledger: self.ledger.clone(),
                 });
-                accept(listener, move |tcp, client| {
+                let served = routes.clone();
+                let room = move || served.room();
+                accept(listener, room, move |tcp, client| {
                     transparent::serve(routes.clone(), tcp, client)
                 })
             }
@@ -445,13 +451,22 @@ async fn open_wire(
     Ok((wire, task))
 }
 
-/// Hands each connection to `serve`, with the client's address, as a task of its own.
+/// Hands each connection to `serve`, with the client's address, as a task of its own. `room`: what the kernel may hold of the next
+/// client's bytes. A connection has it from the listener, so that its client is told at once: told after it has begun to send, it
+/// sends little by little, and each of its pieces is asked for by a packet of ours.
 fn accept<F: Future<Output = ()> + 'static>(
     listener: TcpListener,
+    room: impl Fn() -> Option<usize> + 'static,
     serve: impl Fn(TcpStream, SocketAddrV4) -> F + 'static,
 ) -> JoinHandle<()> {
     tokio::task::spawn_local(async move {
+        let mut given = None;
         loop {
+            let room = room();
+            if let Some(room) = room.filter(|_| room != given) {
+                let _ = SockRef::from(&listener).set_recv_buffer_size(room);
+                given = Some(room);
+            }
             match listener.accept().await {
                 Ok((tcp, SocketAddr::V4(client))) => {
                     tokio::task::spawn_local(serve(tcp, client));
@@ -481,4 +496,51 @@ fn listen(at: SocketAddrV4, place: &[Step<'static>]) -> Result<TcpListener, Star
 fn cannot_listen(at: SocketAddrV4, place: &[Step<'static>], error: &io::Error) -> StartError {
     let message = format!("cannot listen at {at}: {error}; give another address or port");
     StartError::new(place, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::net::Ipv4Addr;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// So small that any system allows it.
+    const ROOMS: [usize; 2] = [64 * 1024, 16 * 1024];
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_client_finds_the_room_that_there_is_when_it_comes() {
+        let body = async {
+            let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+            let listener = listen(at, &[]).unwrap();
+            let at = listener.local_addr().unwrap();
+            let room = Rc::new(Cell::new(Some(ROOMS[0])));
+            let (sender, mut accepted) = mpsc::unbounded_channel();
+            let asked = room.clone();
+            let task = accept(
+                listener,
+                move || asked.get(),
+                move |tcp, _| {
+                    sender.send(tcp).unwrap();
+                    std::future::ready(())
+                },
+            );
+            // The listener's task has run when the first has been accepted; the kernel decides for nobody then.
+            let mut found = Vec::new();
+            for next in [Some(ROOMS[0]), Some(ROOMS[1]), None, None] {
+                room.set(next);
+                let client = TcpStream::connect(at).await.unwrap();
+                let tcp = accepted.recv().await.unwrap();
+                // Linux shows twice what was asked for.
+                found.push(SockRef::from(&tcp).recv_buffer_size().unwrap() / 2);
+                drop(client);
+            }
+            task.abort();
+            // A change is seen when the next client is accepted, and holds for those after it.
+            assert_eq!(found[1..], [ROOMS[0], ROOMS[1], ROOMS[1]]);
+        };
+        tokio::task::LocalSet::new().run_until(body).await;
+    }
 }

@@ -33,6 +33,14 @@ pub struct Routes {
     pub ledger: Rc<Ledger>,
 }
 
+impl Routes {
+    /// What the kernel may hold of the next client's bytes: as little as any peer's flows are allowed.
+    pub fn room(&self) -> Option<usize> {
+        let hubs = self.peers.iter().map(|(_, hub)| hub).chain(&self.other);
+        hubs.map(|hub| hub.room()).min().flatten()
+    }
+}
+
 /// A listener for connections to any address.
 ///
 /// # Errors
@@ -95,7 +103,7 @@ pub async fn serve(routes: Rc<Routes>, tcp: TcpStream, client: SocketAddrV4) {
 
 /// Carries a connection without a tunnel.
 async fn direct(mut tcp: TcpStream, server: SocketAddrV4) {
-    let connected = tokio::time::timeout(CONNECT_TIMEOUT, flow::connect(server, None)).await;
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, flow::connect(server, None, None)).await;
     let Ok(Ok(mut other)) = connected else {
         flow::reset(&tcp);
         return;

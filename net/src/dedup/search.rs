@@ -59,6 +59,9 @@ impl Search {
             if self.scanned >= pending.len() {
                 return;
             }
+            if self.rolled == 0 && self.scanned == 0 && self.begin(sender, flow, pending) {
+                continue;
+            }
             if self.looked_up == self.anchors.len() && !self.roll(sender, pending) {
                 self.scanned = pending.len();
                 return;
@@ -75,13 +78,41 @@ impl Search {
         }
     }
 
-    /// Rolls over the next piece; false at the end of the input.
+    /// The start of a flow, or of what follows a copy: its first window is looked up whether it is sampled or not, and before
+    /// anything is rolled over. Gives whether a match goes on to the end of the input.
+    fn begin<S: Store>(&mut self, sender: &mut Sender<S>, flow: FlowId, pending: &[u8]) -> bool {
+        let Some(first) = self.behind(sender, pending) else {
+            return false;
+        };
+        self.look_up(sender, flow, pending, first);
+        if !self.live {
+            // Windows that reach beyond a short match are looked up as well.
+            self.roll_over(sender, pending);
+        }
+        self.live
+    }
+
+    /// The window behind all that is known.
+    fn behind<S: Store>(&self, sender: &Sender<S>, pending: &[u8]) -> Option<Anchor> {
+        let fingerprint = sender.roller.fingerprint(pending.get(self.scanned..)?)?;
+        Some(Anchor {
+            at: self.scanned + WINDOW,
+            fingerprint,
+        })
+    }
+
+    /// Rolls over the next piece that no match covers; false at the end of the input.
     fn roll<S: Store>(&mut self, sender: &Sender<S>, pending: &[u8]) -> bool {
         if self.rolled < self.scanned {
             self.skipped.push(self.rolled..self.scanned);
             self.rolled = self.scanned;
             self.rolling = Rolling::default();
         }
+        self.roll_over(sender, pending)
+    }
+
+    /// Rolls over the next piece; false at the end of the input.
+    fn roll_over<S: Store>(&mut self, sender: &Sender<S>, pending: &[u8]) -> bool {
         let stop = pending.len().min(self.rolled + STRIDE);
         let Some(piece) = pending
             .get(self.rolled..stop)
@@ -92,19 +123,6 @@ impl Search {
         sender
             .roller
             .sample(&mut self.rolling, piece, self.rolled, &mut self.anchors);
-        if self.rolled == 0
-            && let Some(fingerprint) = sender.roller.fingerprint(piece)
-        {
-            // The start of a flow, or of what follows a copy.
-            let first = self.anchors.get(self.looked_up).map(|anchor| anchor.at);
-            if first != Some(WINDOW) {
-                let anchor = Anchor {
-                    at: WINDOW,
-                    fingerprint,
-                };
-                self.anchors.insert(self.looked_up, anchor);
-            }
-        }
         self.rolled = stop;
         let new = self.anchors.get(self.looked_up..).unwrap_or(&[]);
         sender.anchors.touch(new);
@@ -118,9 +136,12 @@ impl Search {
         pending: &[u8],
         anchor: Anchor,
     ) {
-        let mut anchor = anchor;
+        let mut next = Some(anchor);
         let reads = sender.reads_left();
-        while let Some(found) = self.best_match(sender, flow, pending, anchor) {
+        while let Some(anchor) = next {
+            let Some(found) = self.best_match(sender, flow, pending, anchor) else {
+                return;
+            };
             if sender.reads_left() < reads && found.len >= REMARKABLE {
                 sender.allow_reads(MOST_READS);
             }
@@ -130,14 +151,7 @@ impl Search {
             if found.len < REMARKABLE {
                 return;
             }
-            let behind = pending.get(self.scanned..).unwrap_or(&[]);
-            let Some(fingerprint) = sender.roller.fingerprint(behind) else {
-                return;
-            };
-            anchor = Anchor {
-                at: self.scanned + WINDOW,
-                fingerprint,
-            };
+            next = self.behind(sender, pending);
         }
     }
 
@@ -156,6 +170,12 @@ impl Search {
             self.live = false;
             if last.len == 0 {
                 self.far.pop();
+            }
+            // What was stored next begins here. At the very start that is looked up anyway.
+            if self.scanned > 0
+                && let Some(next) = self.behind(sender, pending)
+            {
+                self.look_up(sender, flow, pending, next);
             }
         }
     }
@@ -331,4 +351,85 @@ fn common_backward<S: Store>(
         }
     }
     len
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::super::sender::SenderConfig;
+    use super::*;
+
+    fn noise(seed: u64, count: usize) -> Vec<u8> {
+        let mut state = seed;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005) + 1;
+            (state >> 56) as u8
+        };
+        core::iter::repeat_with(next).take(count).collect()
+    }
+
+    /// A sender whose flow has stored each of `pieces` as a block of its own, and may refer to them.
+    fn stored(pieces: &[&[u8]]) -> (Sender, FlowId) {
+        let mut sender = Sender::new(SenderConfig::with_memory(1 << 20), [7; 32]);
+        let flow = sender.open_flow();
+        for piece in pieces {
+            let mut search = Search::default();
+            search.advance(&mut sender, flow, piece);
+            assert!(search.far.is_empty(), "nothing is known yet");
+            let position = sender.append(piece);
+            search.index(&mut sender, piece, position, piece.len());
+            sender.sent(flow, position..position + piece.len() as u64, true);
+        }
+        (sender, flow)
+    }
+
+    #[test]
+    fn a_flow_that_begins_as_another_did_is_followed_without_rolling() {
+        let bytes = noise(1, 64 * 1024);
+        let (mut sender, flow) = stored(&[&bytes]);
+        let mut search = Search::default();
+        search.advance(&mut sender, flow, &bytes[..40_000]);
+        search.advance(&mut sender, flow, &bytes);
+        assert!(search.live);
+        assert_eq!(search.far.len(), 1);
+        assert_eq!((search.far[0].start, search.far[0].len), (0, bytes.len()));
+        assert_eq!((search.rolled, search.anchors.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_stored_next_is_found_without_rolling_where_a_followed_match_ends() {
+        let (one, other, two) = (noise(1, 30_000), noise(2, 30_000), noise(3, 30_000));
+        // Another flow's block came between the two.
+        let (mut sender, flow) = stored(&[&one, &other, &two]);
+        let both = [&one[..], &two].concat();
+        let mut search = Search::default();
+        for upto in [20_000, 50_000, both.len()] {
+            search.advance(&mut sender, flow, &both[..upto]);
+        }
+        let found: Vec<_> = search.far.iter().map(|it| (it.start, it.len)).collect();
+        assert_eq!(found, [(0, one.len()), (one.len(), two.len())]);
+        assert!(search.live);
+        assert_eq!((search.rolled, search.anchors.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_short_match_at_the_start_hides_nothing_behind_it() {
+        let bytes = noise(1, 64 * 1024);
+        let (mut sender, flow) = stored(&[&bytes]);
+        // What follows the short match is known from elsewhere, then unknown, then known from the start once more.
+        let other: Vec<u8> = bytes[20_000..30_000].iter().map(|byte| !byte).collect();
+        let input = [&bytes[..100], &bytes[9_000..12_000], &other, &bytes].concat();
+        let mut search = Search::default();
+        search.advance(&mut sender, flow, &input);
+        let found = |at: usize| {
+            let mut all = search.far.iter();
+            all.any(|it| it.start <= at && at < it.start + it.len)
+        };
+        for at in [0, 99, 3_000, 13_100 + 4_000, input.len() - 1] {
+            assert!(found(at), "{at} in {}", search.far.len());
+        }
+        assert!(!found(8_000));
+        assert!(search.live);
+    }
 }

@@ -2,6 +2,7 @@
 //! beside zstd on the same bytes in the same run. docs/bench.md explains the rows.
 
 mod inputs;
+mod many;
 mod offices;
 mod relay;
 mod zstd;
@@ -12,6 +13,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 
 use self::inputs::Pair;
+use self::many::MANY;
 use self::offices::{Line, Measured, Offices};
 use super::report::{Limit, Report, Row};
 use crate::setup::{self, Group};
@@ -354,10 +356,14 @@ impl Bench<'_> {
         keep("next version", offices.carry(&[&new], false)?);
         keep("next version, again", offices.carry(&[&new], false)?);
         drop(offices);
-        let mut offices = Offices::new(&self.program, Line::Direct)?;
-        let parts: Vec<&[u8]> = old.chunks(old.len().div_ceil(50)).collect();
-        keep("50 connections, cold", offices.carry(&parts, true)?);
-        keep("50 connections, again", offices.carry(&parts, true)?);
+        let program = &self.program;
+        for (case, beside) in [
+            ("cold", many::cold(program, &old)?),
+            ("again", many::again(program, &old)?),
+        ] {
+            speeds.keep_speed(&format!("{name}: {MANY} connections, {case}"), beside.many);
+            speeds.keep_speed(&format!("{name}: one beside them, {case}"), beside.one);
+        }
         if is_first {
             speeds.keep_speed(Z, zstd::speed(&pair.old)?);
         }
@@ -376,12 +382,9 @@ impl Bench<'_> {
             ] {
                 self.speed_row(&format!("{name}: {case}"), speeds, (Z, z), limit);
             }
-            for (case, one) in [
-                ("50 connections, cold", "cold"),
-                ("50 connections, again", "the same again"),
-            ] {
-                if let Some(one) = speeds.of(&format!("{name}: {one}")) {
-                    let case = format!("{name}: {case}");
+            for case in ["cold", "again"] {
+                if let Some(one) = speeds.of(&format!("{name}: one beside them, {case}")) {
+                    let case = format!("{name}: {MANY} connections, {case}");
                     self.speed_row(&case, speeds, ("one connection", one), Some(0.9));
                 }
             }

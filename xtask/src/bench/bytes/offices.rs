@@ -43,14 +43,20 @@ pub struct Measured {
     pub payload: u64,
     /// IP packets on the line, both directions; none on a direct line.
     pub line: Option<u64>,
-    /// CPU time of the busier of both programs.
-    pub busier: Duration,
+    /// CPU time of each program.
+    pub cpu: [Duration; 2],
 }
 
 impl Measured {
+    /// CPU time of the busier program.
+    pub fn busier(&self) -> Duration {
+        let [core, branch] = self.cpu;
+        core.max(branch)
+    }
+
     /// Payload bytes for each CPU-second of the busier program.
     pub fn speed(&self) -> f64 {
-        self.payload as f64 / self.busier.as_secs_f64()
+        self.payload as f64 / self.busier().as_secs_f64()
     }
 
     /// Line bytes for 100 payload bytes.
@@ -179,6 +185,21 @@ impl Offices {
         at_once: bool,
     ) -> Result<Measured> {
         let cpu = self.cpu_times()?;
+        self.transfer(payloads, at_once)?;
+        self.wait_until_quiet()?;
+        let line = self.line_bytes().zip(before);
+        Ok(Measured {
+            payload: payloads.iter().map(|payload| payload.len() as u64).sum(),
+            line: line.map(|(after, before)| after - before),
+            cpu: self.cpu_since(cpu)?,
+        })
+    }
+
+    /// As [`Offices::carry`], but measures nothing and does not wait for what the programs still say to each other.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn transfer(&mut self, payloads: &[&[u8]], at_once: bool) -> Result<()> {
         let entry = self.entry;
         let sent = if at_once {
             send_at_once(entry, payloads)
@@ -199,20 +220,7 @@ impl Offices {
             arrived == expected,
             "WRONG BYTES: what the server received is not what the clients sent"
         );
-        self.wait_until_quiet()?;
-        let busier = self
-            .cpu_times()?
-            .into_iter()
-            .zip(cpu)
-            .map(|(after, before)| after.saturating_sub(before))
-            .max()
-            .unwrap_or_default();
-        let line = self.line_bytes().zip(before);
-        Ok(Measured {
-            payload: payloads.iter().map(|payload| payload.len() as u64).sum(),
-            line: line.map(|(after, before)| after - before),
-            busier,
-        })
+        Ok(())
     }
 
     /// Bytes of IP packets on the line so far.
@@ -267,12 +275,25 @@ impl Offices {
         Ok(of(&self.core)?.max(of(&self.branch)?))
     }
 
-    fn cpu_times(&self) -> Result<[Duration; 2]> {
+    /// CPU time of each program since it was started.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn cpu_times(&self) -> Result<[Duration; 2]> {
         let of = |program: &Program| {
             let clock = ClockId::pid_cpu_clock_id(program.process.id())?;
             Ok::<_, nix::Error>(Duration::from(clock.now()?))
         };
         Ok([of(&self.core)?, of(&self.branch)?])
+    }
+
+    /// CPU time of each program since [`Offices::cpu_times`] was `before`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn cpu_since(&self, before: [Duration; 2]) -> Result<[Duration; 2]> {
+        let now = self.cpu_times()?;
+        Ok([0, 1].map(|end| now[end].saturating_sub(before[end])))
     }
 
     fn next_received(&mut self) -> Result<Vec<u8>> {
@@ -320,7 +341,10 @@ impl Offices {
     }
 
     /// Waits until nothing but keep-alives is on the line.
-    fn wait_until_quiet(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// The run was interrupted.
+    pub fn wait_until_quiet(&self) -> Result<()> {
         let Some(line) = &self.line else {
             std::thread::sleep(QUIET);
             return process::check_interrupted();

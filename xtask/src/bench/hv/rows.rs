@@ -73,13 +73,13 @@ pub fn print_run(round: u32, way: Way, seen: &Seen) {
         add(format!("idle {rate:.1} exits/s"));
     }
     for work in [MD5SUM, PIPE] {
-        let seconds: Vec<String> = seen
-            .seconds(work)
-            .iter()
-            .map(|seconds| format!("{seconds:.2}"))
-            .collect();
+        let list = |seconds: Vec<f64>| {
+            let words: Vec<String> = seconds.iter().map(|it| format!("{it:.2}")).collect();
+            words.join(" ")
+        };
+        let (seconds, cpu) = (seen.seconds(work), seen.cpu_seconds(work));
         if !seconds.is_empty() {
-            add(format!("{work} {} s", seconds.join(" ")));
+            add(format!("{work} {} s, CPU {} s", list(seconds), list(cpu)));
         }
     }
     add(format!(

@@ -21,7 +21,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use processor::Processor;
 use spin::mutex::TicketMutex;
 
@@ -94,7 +94,6 @@ struct Shared<'h> {
     memory: GuestMemory,
     platform: TicketMutex<Platform<'h>>,
     clock: ClockScale,
-    unclaimed_mmio: AtomicU64,
     /// `stop` is filled in.
     has_stopped: AtomicBool,
     stop: TicketMutex<Option<Stop>>,
@@ -160,7 +159,6 @@ impl<'h> Machine<'h> {
             memory,
             platform: TicketMutex::new(platform),
             clock: ClockScale::of(host.tsc_hz()),
-            unclaimed_mmio: AtomicU64::new(0),
             has_stopped: AtomicBool::new(false),
             stop: TicketMutex::new(None),
             vcpus: count,
@@ -256,11 +254,6 @@ impl<'h> Machine<'h> {
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
-    }
-
-    /// Accesses to addresses where neither RAM nor a device is.
-    pub fn unclaimed_mmio(&self) -> u64 {
-        self.shared.unclaimed_mmio.load(Ordering::Relaxed)
     }
 
     /// Runs a vCPU on the calling CPU, which is number `cpu` of the box, until it leaves it. Interrupts are off; [`Host`] says when they

@@ -66,6 +66,8 @@ pub enum TableError {
         /// Bytes that the disk has.
         have: u64,
     },
+    /// A partition begins where the table itself lies.
+    OverTable,
 }
 
 impl From<DiskFailed> for TableError {
@@ -84,6 +86,9 @@ impl fmt::Display for TableError {
             TableError::CutShort { need, have } => write!(
                 f,
                 "the image on the disk is cut short: its partitions want {need} bytes, the disk has {have}: write the whole image, or use a larger disk"
+            ),
+            TableError::OverTable => f.write_str(
+                "the disk's partition table lists a partition that lies over the table itself: write the image to it again",
             ),
         }
     }
@@ -239,14 +244,13 @@ impl Table {
         let label = name(partition);
         let Some(entry) = self
             .used()
-            .find(|entry| { entry.partition_type_guid } == wanted && { entry.name } == label)
+            .filter(|entry| { entry.partition_type_guid } == wanted && { entry.name } == label)
+            // One that ends before it begins is none.
+            .find(|entry| entry.ending_lba.to_u64() >= entry.starting_lba.to_u64())
         else {
             return Ok(None);
         };
         let (first, last) = (entry.starting_lba.to_u64(), entry.ending_lba.to_u64());
-        if last < first {
-            return Ok(None);
-        }
         if last >= self.disk_blocks {
             return Err(self.cut_short(last));
         }
@@ -267,13 +271,19 @@ impl Table {
     /// backup at the end of the disk. Writes the backup first, so that one whole table is there at any time.
     ///
     /// # Errors
-    /// [`TableError::Disk`], or [`TableError::CutShort`]: then nothing is written.
+    /// [`TableError::Disk`]; or [`TableError::CutShort`] or [`TableError::OverTable`]: then nothing is written.
     pub fn provision(&mut self, disk: &mut dyn Blocks) -> Result<Provisioned, TableError> {
         if let Some(last) = self.used().map(|entry| entry.ending_lba.to_u64()).max()
             && last > self.last_usable()
         {
             return Err(self
                 .cut_short(last.saturating_add(entry_blocks(&self.header, self.block_bytes) + 1)));
+        }
+        if self
+            .used()
+            .any(|entry| entry.starting_lba.to_u64() < self.first_usable())
+        {
+            return Err(TableError::OverTable);
         }
         let missing =
             self.find(Partition::Guest)?.is_none() || self.find(Partition::Store)?.is_none();
@@ -286,7 +296,9 @@ impl Table {
             return Ok(Provisioned::Repaired);
         }
         let first = self.first_free();
-        let free = (self.last_usable() + 1).saturating_sub(first) * self.block_bytes;
+        let free = (self.last_usable() + 1)
+            .saturating_sub(first)
+            .saturating_mul(self.block_bytes);
         let need = SMALLEST_BYTES
             * [Partition::Guest, Partition::Store]
                 .into_iter()
@@ -327,7 +339,12 @@ impl Table {
             .saturating_sub(2 + entry_blocks(&self.header, self.block_bytes))
     }
 
-    /// The first aligned block after all partitions.
+    /// The first block a partition may use: before it come the protective MBR, and the primary table's header and entries.
+    fn first_usable(&self) -> u64 {
+        PRIMARY_LBA + 1 + entry_blocks(&self.header, self.block_bytes)
+    }
+
+    /// The first aligned block after all partitions; one beyond the disk if there is none.
     fn first_free(&self) -> u64 {
         let align = (ALIGN_BYTES / self.block_bytes).max(1);
         self.used()
@@ -335,7 +352,9 @@ impl Table {
             .max()
             .unwrap_or(0)
             .max(self.header.first_usable_lba.to_u64())
-            .next_multiple_of(align)
+            .max(self.first_usable())
+            .checked_next_multiple_of(align)
+            .unwrap_or(self.disk_blocks)
     }
 
     fn has_free_entries(&self) -> bool {

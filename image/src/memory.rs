@@ -6,6 +6,9 @@ use core::fmt;
 /// The guest's memory is handed out in pieces of this size and alignment, so that large nested pages map it.
 pub const GUEST_ALIGN: u64 = 2 << 20;
 
+/// Where the guest's memory begins at a multiple of this, and is as long, nested pages of this size map it.
+const GIGABYTE_PAGE: u64 = 1 << 30;
+
 /// Nothing below this is planned: firmware data, the start-up code of the other CPUs.
 pub const LOW_MEMORY_END: u64 = 1 << 20;
 
@@ -63,7 +66,8 @@ impl fmt::Display for NotEnough {
 }
 
 /// Takes `wanted` bytes (rounded up to [`GUEST_ALIGN`]) for the guest out of `free`: from the top of the smallest run that
-/// holds it whole, else piecewise from the largest runs down. `reserve` bytes stay for the box.
+/// holds it whole, else piecewise from the largest runs down. A guest of 1 GiB or more that is whole begins at a multiple of 1 GiB, if the
+/// run has room for that. `reserve` bytes stay for the box.
 ///
 /// # Errors
 /// [`NotEnough`]; `free` is then unchanged.
@@ -100,8 +104,12 @@ pub fn take_guest(free: &mut Vec<Run>, wanted: u64, reserve: u64) -> Result<Vec<
         if piece == 0 {
             break;
         }
-        let end = run.end & !(GUEST_ALIGN - 1);
-        let start = end - piece;
+        let mut start = (run.end & !(GUEST_ALIGN - 1)) - piece;
+        let large = start & !(GIGABYTE_PAGE - 1);
+        if piece == wanted && piece >= GIGABYTE_PAGE && large >= run.start {
+            start = large;
+        }
+        let end = start + piece;
         taken.push(Run { start, end });
         missing -= piece;
         free.remove(index);
@@ -178,6 +186,30 @@ mod tests {
         let taken = take_guest(&mut free, 256 * MIB, 48 * MIB).unwrap();
         assert_eq!(taken, [run(1068, 1324)]);
         assert_eq!(free, [run(1, 500), run(1024, 1068)]);
+    }
+
+    #[test]
+    fn a_large_guest_begins_where_large_pages_can() {
+        for (room, wanted, begins) in [
+            // From the top there would be a GiB at 1200.
+            (run(1, 2224), 1024, 1024),
+            (run(1, 3100), 1024, 2048),
+            (run(1024, 3100), 2048, 1024),
+            // No room for that: from the top.
+            (run(1100, 2300), 1024, 1276),
+            // Too small for a large page.
+            (run(1, 2224), 1022, 1202),
+        ] {
+            let mut free = vec![room];
+            let taken = take_guest(&mut free, wanted * MIB, 0).unwrap();
+            assert_eq!(taken, [run(begins, begins + wanted)], "{room:?} {wanted}");
+            let left: u64 = free.iter().map(|run| run.bytes()).sum();
+            assert_eq!(left, room.bytes() - wanted * MIB);
+            assert!(
+                free.iter()
+                    .all(|run| run.end <= taken[0].start || taken[0].end <= run.start)
+            );
+        }
     }
 
     #[test]

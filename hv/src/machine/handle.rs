@@ -13,7 +13,6 @@ use crate::exit::{Exit, MemoryAccess, PortAccess};
 use crate::mem::GuestPtr;
 use crate::msr::{Effect, number};
 use crate::platform::{GeneralProtection, Platform, Rest};
-use core::sync::atomic::Ordering;
 
 /// DR6.BS: single step.
 const DR6_SINGLE_STEP: u64 = 1 << 14;
@@ -151,6 +150,7 @@ impl Processor<'_> {
             }
             Err(GeneralProtection) => {
                 log::debug!("guest reads MSR {msr:#x}, which it does not have");
+                shared.with_platform(vcpu, |platform| platform.note_refused_msr(msr));
                 self.vcpu.inject(GENERAL_PROTECTION);
             }
         }
@@ -180,6 +180,9 @@ impl Processor<'_> {
             Ok(()) => self.retire_opcode(&[0x0F, 0x30]),
             Err(GeneralProtection) => {
                 log::debug!("guest writes {value:#x} to MSR {msr:#x}, which it may not");
+                let vcpu = self.index();
+                self.shared
+                    .with_platform(vcpu, |platform| platform.note_refused_msr(msr));
                 self.vcpu.inject(GENERAL_PROTECTION);
             }
         }
@@ -294,10 +297,6 @@ impl<'h> Wires<'_, 'h> {
     fn platform<R>(&self, act: impl FnOnce(&mut Platform<'h>) -> R) -> R {
         self.shared.with_platform(self.vcpu, act)
     }
-
-    fn count_unclaimed(&self) {
-        self.shared.unclaimed_mmio.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 impl Bus for Wires<'_, '_> {
@@ -313,10 +312,7 @@ impl Bus for Wires<'_, '_> {
             .or_else(|| {
                 self.platform(|platform| platform.mmio_read(memory, self.vcpu, address, width))
             })
-            .unwrap_or_else(|| {
-                self.count_unclaimed();
-                u64::MAX
-            })
+            .unwrap_or(u64::MAX)
     }
 
     fn write(&mut self, address: u64, width: u8, value: u64) {
@@ -327,12 +323,10 @@ impl Bus for Wires<'_, '_> {
             4 => memory.write_u32(address, value as u32),
             _ => memory.write_u64(address, value),
         };
-        if ram.is_err()
-            && self
-                .platform(|platform| platform.mmio_write(memory, self.vcpu, address, width, value))
-                .is_none()
-        {
-            self.count_unclaimed();
+        if ram.is_err() {
+            // Where nothing is, the write is lost, and counted there.
+            let _ = self
+                .platform(|platform| platform.mmio_write(memory, self.vcpu, address, width, value));
         }
     }
 

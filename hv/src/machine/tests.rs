@@ -13,6 +13,7 @@ use crate::platform::test_host::TestHost;
 use alloc::collections::VecDeque;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard};
 
 mod events;
@@ -405,6 +406,11 @@ fn cpuid_and_msrs_answer() {
     );
     // RCX was "VMKV" by then: no such MSR.
     assert_eq!(scene.injected(), [GENERAL_PROTECTION]);
+    let counters = scene.machine.with_platform(|platform| platform.counters());
+    assert_eq!(
+        (counters.refused_msrs, counters.last_refused_msr),
+        (1, u32::from_le_bytes(*b"VMKV"))
+    );
     assert_eq!(scene.rip(), CODE + 2);
 
     let mut scene = Scene::new(&host, &[0x0F, 0x32], &[Exit::ReadMsr]);
@@ -473,10 +479,13 @@ fn device_memory_is_emulated() {
     let mut scene = Scene::new(&host, &code[8..], &[Exit::Memory(memory_exit(0xE000_0010))]);
     scene.set(|registers| registers.set(Gpr::Rbx, 0xE000_0000));
     scene.run();
+    let counters = scene.machine.with_platform(|platform| platform.counters());
+    assert_eq!(scene.register(Gpr::Rax), 0xFFFF_FFFF);
     assert_eq!(
-        (scene.register(Gpr::Rax), scene.machine.unclaimed_mmio()),
-        (0xFFFF_FFFF, 1)
+        (counters.unclaimed_memory, counters.last_unclaimed_address),
+        (1, 0xE000_0010)
     );
+    assert_eq!(counters.lost_writes, 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Memory-mapped registers: which window an address belongs to, and what its device takes.
 
 use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
-use super::{InputTo, Platform};
+use super::{InputTo, LOG_LIMIT, Platform};
 use crate::device::virtio::mmio::INTERRUPT_ACKNOWLEDGE;
 use crate::mem::GuestMemory;
 
@@ -27,7 +27,7 @@ impl Platform<'_> {
         })
     }
 
-    /// Reads `width` (1, 2, 4 or 8) bytes at guest-physical address `gpa` for `vcpu`. None if no device is there.
+    /// Reads `width` (1, 2, 4 or 8) bytes at guest-physical address `gpa` for `vcpu`. None, and counted, if no device is there.
     pub fn mmio_read(
         &mut self,
         _mem: &GuestMemory,
@@ -36,7 +36,11 @@ impl Platform<'_> {
         width: u8,
     ) -> Option<u64> {
         let now = self.now();
-        Some(match self.window(vcpu, gpa)? {
+        let Some(window) = self.window(vcpu, gpa) else {
+            self.note_unclaimed_memory(gpa);
+            return None;
+        };
+        Some(match window {
             Window::IoApic(offset) => u64::from(self.interrupts.read_io(offset)),
             Window::LocalApic(offset) => {
                 let apic = self.interrupts.local_mut(vcpu)?;
@@ -51,7 +55,7 @@ impl Platform<'_> {
         })
     }
 
-    /// Writes `width` (1, 2, 4 or 8) bytes there. None if no device is there.
+    /// Writes `width` (1, 2, 4 or 8) bytes there. None, counted and logged, if no device is there.
     pub fn mmio_write(
         &mut self,
         mem: &GuestMemory,
@@ -61,7 +65,17 @@ impl Platform<'_> {
         value: u64,
     ) -> Option<()> {
         let now = self.now();
-        match self.window(vcpu, gpa)? {
+        let Some(window) = self.window(vcpu, gpa) else {
+            if self.counters.lost_writes < LOG_LIMIT {
+                log::warn!(
+                    "guest: it writes {value:#x} at {gpa:#x}, where it has neither memory nor a device (a PC has its ROM below 4 GiB): the write is lost"
+                );
+            }
+            self.counters.lost_writes = self.counters.lost_writes.saturating_add(1);
+            self.note_unclaimed_memory(gpa);
+            return None;
+        };
+        match window {
             Window::IoApic(offset) => self.interrupts.write_io(offset, value as u32),
             Window::LocalApic(offset) => {
                 let apic = self.interrupts.local_mut(vcpu)?;
@@ -94,5 +108,10 @@ impl Platform<'_> {
             }
         }
         Some(())
+    }
+
+    fn note_unclaimed_memory(&mut self, gpa: u64) {
+        self.counters.unclaimed_memory = self.counters.unclaimed_memory.wrapping_add(1);
+        self.counters.last_unclaimed_address = gpa;
     }
 }

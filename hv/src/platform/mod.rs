@@ -94,6 +94,16 @@ pub struct PlatformCounters {
     pub unclaimed_ports: u64,
     /// The last of those ports.
     pub last_unclaimed_port: u16,
+    /// Accesses to guest-physical memory where neither RAM nor a device is; a string instruction makes one for each element.
+    pub unclaimed_memory: u64,
+    /// Those of them that were writes.
+    pub lost_writes: u64,
+    /// The last such address.
+    pub last_unclaimed_address: u64,
+    /// Accesses to MSRs that raised a general-protection exception.
+    pub refused_msrs: u64,
+    /// The last such MSR.
+    pub last_refused_msr: u32,
     /// The last power-on self test code (port 0x80).
     pub post_code: u8,
 }
@@ -250,7 +260,10 @@ impl<'h> Platform<'h> {
         let apic = self.interrupts.local_mut(vcpu).ok_or(GeneralProtection)?;
         let effect = match msr {
             IA32_APIC_BASE => {
-                apic.set_base(value)?;
+                if apic.set_base(value).is_err() {
+                    self.note_refused_apic_base(value);
+                    return Err(GeneralProtection);
+                }
                 Effect::None
             }
             _ => apic.write_msr(msr, value, now)?,
@@ -504,6 +517,21 @@ impl<'h> Platform<'h> {
         self.serial.flush(self.host);
     }
 
+    /// An access to `msr` has raised a general-protection exception.
+    pub fn note_refused_msr(&mut self, msr: u32) {
+        self.counters.refused_msrs = self.counters.refused_msrs.wrapping_add(1);
+        self.counters.last_refused_msr = msr;
+    }
+
+    fn note_refused_apic_base(&mut self, value: u64) {
+        if self.counters.refused_msrs < LOG_LIMIT {
+            log::warn!(
+                "guest: it may not give its local APIC base {value:#x}: the registers stay at {:#x}, and modes change as the manual has it",
+                layout::LOCAL_APIC
+            );
+        }
+    }
+
     /// True if the guest has a disk.
     pub fn has_block(&self) -> bool {
         self.block.is_some()
@@ -547,6 +575,9 @@ impl<'h> Platform<'h> {
 
 /// The vCPU that looks after the devices: it is the one to wake when the host has input for the guest.
 pub const DEVICE_VCPU: usize = 0;
+
+/// After this many log lines about one kind of mistake, the counter alone goes on.
+const LOG_LIMIT: u64 = 8;
 
 /// MSR of the local APIC's base address and mode.
 const IA32_APIC_BASE: u32 = 0x1B;

@@ -81,6 +81,9 @@ fn nothing_reads_as_all_ones() {
     assert_eq!(machine.load(0xC000_0000), None);
     assert_eq!(machine.load(LOCAL_APIC), None, "in x2APIC mode");
     assert_eq!(machine.store(0xFEC0_1000, 0), None);
+    let counters = machine.platform.counters();
+    assert_eq!((counters.unclaimed_memory, counters.lost_writes), (3, 1));
+    assert_eq!(counters.last_unclaimed_address, 0xFEC0_1000);
 }
 
 #[test]

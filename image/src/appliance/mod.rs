@@ -10,6 +10,8 @@ mod network;
 
 use alloc::string::String;
 
+use outpost_hv::sched::CpuSet;
+
 use crate::device::pci::Pci;
 use crate::firmware::{self, Findings};
 use crate::machine::{apic, cpu, entry, interrupts, paging, power, smp};
@@ -34,6 +36,8 @@ pub fn run() -> ! {
     }
     log::info!("cpus: {cpus} running");
     let sharing = guest::sharing(&findings);
+    name_missing("[guest] cpus", sharing.cpus, cpus);
+    name_missing("[services] load", sharing.load, cpus);
     load::announce(sharing.load, cpus);
     cpus::open(cpus, &sharing);
     output::telemetry::milestone("cpus");
@@ -83,6 +87,15 @@ fn own_the_machine(findings: &Findings) {
         output::problem(&alloc::format!(
             "configuration: {}: the box only bridges until it is right",
             error
+        ));
+    }
+}
+
+/// Says which CPUs a key of the configuration asks for that are not among the `cpus` that there are.
+fn name_missing(key: &str, wanted: CpuSet, cpus: usize) {
+    for cpu in wanted.without(CpuSet::below(cpus)).iter() {
+        output::problem(&alloc::format!(
+            "{key}: there is no CPU {cpu}: this box has {cpus}, the first is 0"
         ));
     }
 }

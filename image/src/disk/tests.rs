@@ -228,3 +228,127 @@ fn what_is_no_table_is_refused() {
 fn the_checksum_is_the_standards() {
     assert_eq!(crc(b"123456789"), Crc32(U32Le::from_u32(0xcbf4_3926)));
 }
+
+/// Fields of a table set to other numbers, with its checksums made right: it is used, or refused with nothing written; what is made lies
+/// where nothing is, is found again, and is made once.
+#[test]
+fn a_table_with_any_numbers_in_it_costs_no_partition() {
+    let mut state = 7_u64;
+    let mut random = move |below: u64| {
+        // Knuth's MMIX generator.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below.max(1)
+    };
+    let good = flashed(256);
+    let blocks = good.blocks;
+    let mut outcomes = [0; 3];
+    for case in 0..1_000 {
+        let mut disk = good.clone();
+        let lba = PRIMARY_LBA as usize * BLOCK;
+        for _ in 0..1 + random(3) {
+            let near = [
+                0,
+                1,
+                33,
+                34,
+                100,
+                2047,
+                2048,
+                blocks - 34,
+                blocks - 1,
+                blocks,
+                u64::MAX,
+            ];
+            let value = match random(4) {
+                0 => random(blocks + 10),
+                _ => near[random(near.len() as u64) as usize],
+            };
+            // The header's first and last block and the place of its entries; or an entry's beginning, end and attributes.
+            let at = match random(3) {
+                0 => lba + 32 + 8 * random(3) as usize + 8 * random(2) as usize,
+                1 => lba + 80,
+                _ => lba + BLOCK + ENTRY_BYTES * random(5) as usize + 32 + 8 * random(3) as usize,
+            };
+            let width = if at == lba + 80 { 4 } else { 8 };
+            for (offset, byte) in value.to_le_bytes().into_iter().take(width).enumerate() {
+                *disk.byte(at + offset) = byte;
+            }
+        }
+        make_right(&mut disk);
+        let before = disk.clone();
+        let Ok(mut table) = Table::load(&mut disk) else {
+            outcomes[0] += 1;
+            continue;
+        };
+        let extents = |table: &Table| {
+            Partition::ALL.map(|partition| {
+                let found = table.find(partition).ok().flatten();
+                if let Some(extent) = found {
+                    assert!(
+                        extent.first_lba + extent.bytes / BLOCK as u64 <= blocks,
+                        "case {case}"
+                    );
+                }
+                found
+            })
+        };
+        let there = extents(&table);
+        match table.provision(&mut disk) {
+            Err(_) | Ok(Provisioned::NoRoom { .. }) => {
+                outcomes[1] += 1;
+                assert!(disk == before, "case {case}: something was written");
+            }
+            Ok(_) => {
+                outcomes[2] += 1;
+                for extent in there.into_iter().flatten() {
+                    let range = extent.first_lba..extent.first_lba + extent.bytes / BLOCK as u64;
+                    let of = |disk: &Ram| {
+                        disk.data
+                            .range(range.clone())
+                            .map(|(at, block)| (*at, *block))
+                            .collect::<Vec<_>>()
+                    };
+                    assert!(of(&disk) == of(&before), "case {case}: {extent:?}");
+                }
+                let mut again = Table::load(&mut disk).expect("a whole table");
+                let now = extents(&again);
+                for ((old, new), partition) in there.iter().zip(&now).zip(Partition::ALL) {
+                    let is_made = matches!(partition, Partition::Guest | Partition::Store);
+                    assert!(
+                        old == new || (is_made && old.is_none()),
+                        "case {case}: {partition:?}"
+                    );
+                    assert!(new.is_some() || !is_made, "case {case}: {partition:?}");
+                }
+                let written = disk.clone();
+                assert_eq!(
+                    again.provision(&mut disk),
+                    Ok(Provisioned::Complete),
+                    "case {case}"
+                );
+                assert!(disk == written, "case {case}: a second boot writes");
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|count| *count > 50), "{outcomes:?}");
+}
+
+/// Gives the primary table on `disk` the checksums of what is in it, as far as its entries are on the disk.
+fn make_right(disk: &mut Ram) {
+    let mut block = [0; BLOCK];
+    disk.read(PRIMARY_LBA, &mut block).unwrap();
+    let mut header: GptHeader = pod_read_unaligned(&block[..size_of::<GptHeader>()]);
+    let count = header.number_of_partition_entries.to_u32().min(MAX_ENTRIES);
+    let mut entries = vec![0; (count as usize * ENTRY_BYTES).next_multiple_of(BLOCK)];
+    if disk
+        .read(header.partition_entry_lba.to_u64(), &mut entries)
+        .is_ok()
+    {
+        header.partition_entry_array_crc32 = crc(&entries[..count as usize * ENTRY_BYTES]);
+    }
+    header.update_header_crc32();
+    block[..size_of::<GptHeader>()].copy_from_slice(bytes_of(&header));
+    disk.write(PRIMARY_LBA, &block).unwrap();
+}

@@ -38,14 +38,21 @@ impl ConfigError {
 
     /// Turns the parser's error into ours: its span becomes a line, its words become an engineer's.
     pub(crate) fn from_toml(text: &str, error: &toml::de::Error) -> Self {
-        let message = match missing_key(error.message()) {
-            Some(key) => format!("`{key}` is missing; {}", hint(key)),
-            None => error
-                .message()
-                .to_string()
-                .replace("unknown field", "unknown key"),
+        let span = error.span();
+        let there = span.clone().and_then(|span| text.get(span));
+        let there = there.unwrap_or_default().trim();
+        let message = match (missing_key(error.message()), error.message()) {
+            (Some(key), _) => format!("`{key}` is missing; {}", hint(key)),
+            (_, "duplicate key") => format!("`{there}` is there twice; leave one of them"),
+            (_, "invalid IPv4 socket address syntax") => format!(
+                "{there} is not an IPv4 address and port, as \"10.77.2.1:3301\" is; names are not looked up"
+            ),
+            (_, "invalid IPv4 address syntax") => {
+                format!("{there} is not an IPv4 address, as \"10.77.0.1\" is")
+            }
+            (_, other) => other.to_string().replace("unknown field", "unknown key"),
         };
-        let line = error.span().map(|span| line_of(text, span.start));
+        let line = span.map(|span| line_of(text, span.start));
         ConfigError { line, message }
     }
 }

@@ -151,6 +151,10 @@ impl ProgramConfig {
                 return fault(&[Key("store"), Key(key)], message);
             }
         }
+        if self.store.size.is_some() && self.store.path.is_none() {
+            let message = "size is the file's; add path = \"/var/lib/outpost/store\", or write memory instead for a dictionary that is kept in memory only";
+            return fault(&[Key("store"), Key("size")], String::from(message));
+        }
         self.check_listeners(text)
     }
 
@@ -349,7 +353,20 @@ mod tests {
             ("127.0.0.1:3399", "0.0.0.0:3399", 12, "no server"),
             ("endpoint = \"127.0.0.1:3301\"", "", 7, "endpoint"),
             ("to = ", "too = ", 12, "unknown key"),
-            ("\"127.0.0.1:9090\"", "\"here\"", 15, "address"),
+            (
+                "\"127.0.0.1:9090\"",
+                "\"here\"",
+                15,
+                "\"here\" is not an IPv4 address and port",
+            ),
+            (
+                "127.0.0.1:3301",
+                "head.example.com:3301",
+                9,
+                "names are not looked up",
+            ),
+            ("path = ", "#", 5, "add path = "),
+            ("size = ", "path = ", 5, "`path` is there twice"),
         ] {
             let error = ProgramConfig::parse(&branch().replacen(from, to, 1)).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");

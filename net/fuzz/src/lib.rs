@@ -10,6 +10,7 @@ pub mod dedup;
 pub mod disk;
 pub mod engine;
 pub mod flow;
+pub mod image;
 pub mod mutate;
 pub mod run;
 pub mod script;
@@ -48,6 +49,7 @@ pub const TARGETS: &[Target] = &[
     dedup::ROUND_TRIP,
     flow::STREAMS,
     disk::DEVICE,
+    image::SLOT,
     engine::FRAMES,
     text::HTTP,
     text::SOCKS,

@@ -59,5 +59,5 @@ macro_rules! targets {
 targets! {
     tunnel_datagrams tunnel_handshakes tunnel_frames tunnel_payloads
     dedup_headers dedup_bodies dedup_blocks dedup_messages dedup_control_to_receiver dedup_control_to_sender dedup_round_trip
-    flow_streams store_device engine_frames http socks config_box config_program
+    flow_streams store_device image_slot engine_frames http socks config_box config_program
 }

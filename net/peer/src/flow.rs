@@ -234,9 +234,7 @@ pub async fn open(hub: &Rc<Hub>, key: FlowKey, client: &TcpStream) -> Result<Ope
             false => End::TunnelDown,
         };
         hub.counters.ends.count(end);
-        let begun = std::time::Instant::now();
-        hub.ledger
-            .end(&hub.name, key, Numbers::default(), end, begun);
+        hub.ledger.not_begun(&hub.name, key, end);
         return Err(end);
     };
     let slot = hub.enter(stream, key);

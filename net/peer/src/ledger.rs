@@ -153,6 +153,8 @@ impl Numbers {
 struct Ended {
     peer: String,
     key: FlowKey,
+    /// Why it was or was not optimised.
+    reason: Reason,
     numbers: Numbers,
     end: End,
     lasted: std::time::Duration,
@@ -180,6 +182,27 @@ pub struct Ledger {
 impl Ledger {
     /// A flow with the peer called `peer` is over.
     pub fn end(&self, peer: &str, key: FlowKey, numbers: Numbers, end: End, begun: Instant) {
+        self.add_ended(peer, key, Reason::Optimised, numbers, end, begun);
+    }
+
+    /// A connection for the peer called `peer` did not become a flow.
+    pub fn not_begun(&self, peer: &str, key: FlowKey, end: End) {
+        let reason = match end {
+            End::Full => Reason::StreamLimit,
+            _ => Reason::TunnelDown,
+        };
+        self.add_ended(peer, key, reason, Numbers::default(), end, Instant::now());
+    }
+
+    fn add_ended(
+        &self,
+        peer: &str,
+        key: FlowKey,
+        reason: Reason,
+        numbers: Numbers,
+        end: End,
+        begun: Instant,
+    ) {
         let mut ended = self.ended.borrow_mut();
         if ended.len() >= ENDED {
             ended.pop_back();
@@ -187,6 +210,7 @@ impl Ledger {
         ended.push_front(Ended {
             peer: peer.to_owned(),
             key,
+            reason,
             numbers,
             end,
             lasted: begun.elapsed(),
@@ -228,7 +252,11 @@ impl Ledger {
         let ended = self.ended.borrow();
         let report = |it: &Ended| {
             let flow = FlowReport::new(&it.peer, &it.key, "ended", it.lasted);
-            let mut value = json!(it.numbers.report(flow));
+            let flow = FlowReport {
+                reason: it.reason.name(),
+                ..it.numbers.report(flow)
+            };
+            let mut value = json!(flow);
             value["end"] = json!(it.end.name());
             value["ended_seconds_ago"] = json!(it.at.elapsed().as_secs());
             value

@@ -78,17 +78,6 @@ fn metrics(shown: &Shown) -> String {
         report::add_dedup(&mut out, &hub.name, &sent, &received);
         let (index, parts) = session.store_memory();
         report::add_dedup_memory(&mut out, &hub.name, index, parts);
-        for (effort, blocks) in [
-            ("full", sent.coded_blocks.saturating_sub(sent.fast_blocks)),
-            ("fast", sent.fast_blocks),
-        ] {
-            out.counter(
-                "outpost_dedup_coded_blocks_total",
-                "Blocks compressed, by the effort spent on them.",
-                &[("peer", &hub.name), ("effort", effort)],
-                blocks,
-            );
-        }
         report::add_store(&mut out, &hub.name, &session.store_statistics());
         add_flows(&mut out, hub, session.bad_streams());
     }

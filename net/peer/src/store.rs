@@ -100,7 +100,7 @@ pub async fn place(
     let bytes = |size: Option<outpost_config::ByteSize>| size.map(|size| size.bytes());
     let memory = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let Some(path) = &config.path else {
-        let given = bytes(config.memory).or(bytes(config.size));
+        let given = bytes(config.memory);
         let parts = StoreParts {
             memory: given.map_or(IN_MEMORY, memory),
             device: None,
@@ -163,7 +163,7 @@ async fn lock(path: &Path) -> Result<File, String> {
         .create(true)
         .truncate(false)
         .open(path)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| advice(&error))?;
     let mut tries = 0;
     loop {
         match file.try_lock() {
@@ -178,6 +178,22 @@ async fn lock(path: &Path) -> Result<File, String> {
             Err(TryLockError::Error(error)) => return Err(error.to_string()),
         }
     }
+}
+
+/// What is wrong with the file, and what would be right.
+fn advice(error: &io::Error) -> String {
+    let right = match error.kind() {
+        io::ErrorKind::IsADirectory => "give the path of a file in it",
+        io::ErrorKind::NotFound => "make the folder, or give a path in one that is there",
+        io::ErrorKind::PermissionDenied => {
+            "let this program's user write there, or give another path"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "size is more than this file system lets a file be: make it smaller"
+        }
+        _ => "give another path",
+    };
+    format!("{error}; {right}")
 }
 
 /// Makes a file or block device ready to hold `size` bytes.
@@ -198,7 +214,7 @@ fn prepare(mut file: File, size: u64) -> Result<FileDevice, String> {
         has
     } else if kind.is_file() {
         if has != size {
-            file.set_len(size).map_err(words)?;
+            file.set_len(size).map_err(|error| advice(&error))?;
         }
         size
     } else {

@@ -152,6 +152,17 @@ pub fn add_dedup(
         "Blocks refused for good.",
         received.rejected,
     );
+    for (effort, blocks) in [
+        ("full", sent.coded_blocks.saturating_sub(sent.fast_blocks)),
+        ("fast", sent.fast_blocks),
+    ] {
+        out.counter(
+            "outpost_dedup_coded_blocks_total",
+            "Blocks compressed, by the effort spent on them.",
+            &[("peer", peer), ("effort", effort)],
+            blocks,
+        );
+    }
 }
 
 /// Adds the memory that the dictionaries shared with `peer` take: the anchor index over what is sent, and the parts of both

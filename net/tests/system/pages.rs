@@ -68,6 +68,7 @@ fn the_lan_reads_numbers_and_reasons() {
         "outpost_flows_open{peer=\"core\"} 1",
         "outpost_connections_total{reason=\"optimised\"} 1",
         "outpost_connections_total{reason=\"no_peer\"} 1",
+        "outpost_dedup_coded_blocks_total{peer=\"core\",effort=\"full\"} 0",
         "outpost_host_bytes_total{peer=\"core\",direction=\"to_hosts\"} 50000",
     ] {
         assert!(
@@ -131,4 +132,37 @@ fn nothing_is_answered_on_the_line_or_through_the_tunnel() {
         answers.iter().all(|frame| frame.get(23) != Some(&6)),
         "TCP on the line"
     );
+}
+
+/// A box with many vCPUs has much to say of its own, and it comes whole; what is beyond all bounds is cut between two lines.
+#[test]
+fn what_the_box_adds_comes_after_the_engines_numbers_line_by_line() {
+    let mut world = World::new(23, LineConfig::CLEAN);
+    world.wait_up();
+    let line = |of: usize| {
+        format!(
+            "outpost_guest_vcpu_exits_total{{vcpu=\"{of}\",reason=\"host-interrupt\"}} 123456\n"
+        )
+    };
+    let many = |lines: usize| (0..lines).map(line).collect::<String>();
+    for (lines, all) in [(0, true), (1, true), (500, true), (1_000, false)] {
+        let added = many(lines);
+        let engine = world.boxes[Site::Branch as usize].as_mut().unwrap();
+        engine.append_metrics(added.clone());
+        let metrics = get(
+            &mut world,
+            5100 + lines as u16,
+            "GET /metrics HTTP/1.1\r\n\r\n",
+        );
+        let page = body(&metrics);
+        let from = page
+            .find("outpost_guest_vcpu_exits_total")
+            .unwrap_or(page.len());
+        let (own, shown) = page.split_at(from);
+        assert!(own.contains("outpost_tunnel_up{peer=\"core\"} 1\n"));
+        assert!(added.starts_with(shown), "{shown:.100}");
+        assert!(page.ends_with('\n'));
+        assert_eq!(shown.len() == added.len(), all, "{} bytes", shown.len());
+        assert!(all || shown.len() > 60_000, "{} bytes", shown.len());
+    }
 }

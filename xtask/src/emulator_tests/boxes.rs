@@ -45,6 +45,8 @@ pub struct Setup {
     pub slot: Option<Vec<u8>>,
     /// Cuts the disk off after so many bytes.
     pub cut: Option<u64>,
+    /// How many CPUs.
+    pub cpus: u8,
     /// CPU features in QEMU's notation.
     pub cpu_features: Vec<String>,
     /// The disk cannot be written.
@@ -72,6 +74,7 @@ impl Setup {
             config: config.into(),
             slot: None,
             cut: None,
+            cpus: 2,
             cpu_features: Vec::new(),
             read_only: false,
             disk_can_hang: false,
@@ -122,6 +125,7 @@ impl Setup {
                 ..Disk::new(disk.clone())
             },
         );
+        machine.cpus = self.cpus;
         machine.cpu_features = self.cpu_features.clone();
         machine.exit_on_reset = true;
         let wires = [WireEnd::new(folder, "lan")?, WireEnd::new(folder, "wan")?];

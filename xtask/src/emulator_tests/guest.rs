@@ -144,6 +144,37 @@ pub fn watchdog(trial: &mut Trial<'_>) -> Result<()> {
     machine.forwards()
 }
 
+/// Beside a service that wants its CPU, the guest's own account of its time has what was stolen from it.
+pub fn steal_time(trial: &mut Trial<'_>) -> Result<()> {
+    const LEAST_TICKS: u64 = 20;
+    let sharing = "cpus = [1]\n[services]\nload = [1]\n";
+    let mut setup = Setup::new(config_with_guest("directory", sharing));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-ready")?;
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(
+        b"i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; read n u c s i w q f st r </proc/stat; echo stolen $st ticks\r",
+    )?;
+    let ticks: u64 = machine.wait_for("the guest's steal time", |said| {
+        said.console.iter().rev().find_map(|line| {
+            let (_, rest) = line.split_once("stolen ")?;
+            rest.split_once(" ticks")?.0.parse().ok()
+        })
+    })?;
+    // Of 10 ms each: the loop alone takes much longer, and is half of its time without a CPU.
+    ensure!(ticks >= LEAST_TICKS, "{ticks} ticks were stolen");
+    let waited =
+        machine.said(|said| said.status()?["sharing"]["tasks"]["vcpu0"]["wait_ns"].as_u64());
+    let waited = waited.context("no status")? / 10_000_000;
+    ensure!(
+        ticks <= waited + 200,
+        "the guest says {ticks} ticks, the box {waited}"
+    );
+    machine.type_keys(b"\x14")?;
+    machine.forwards()
+}
+
 /// What the box may take beside the guest's memory and the dictionary's index.
 const BOX_BYTES: u64 = 48 << 20;
 

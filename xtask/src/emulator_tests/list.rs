@@ -70,6 +70,12 @@ pub const ALL: &[Test] = &[
         run: guest::watchdog,
     },
     Test {
+        name: "steal-time",
+        about: "what others had of the guest's CPU is in the guest's own /proc/stat",
+        deadline: LONG,
+        run: guest::steal_time,
+    },
+    Test {
         name: "power-button-unheard",
         about: "a guest that does not heed its power button is told of, and goes on",
         deadline: SHORT,
@@ -229,19 +235,37 @@ pub const ALL: &[Test] = &[
         name: "probe-smp-1",
         about: "a guest of one vCPU that looks for more finds none",
         deadline: SHORT,
-        run: |trial| probes::probe_smp(trial, 1),
+        run: |trial| probes::probe_smp(trial, 1, 2),
     },
     Test {
         name: "probe-smp-2",
         about: "2 vCPUs on 2 CPUs: INIT and SIPI back to back, IPIs, NMIs, xAPIC and x2APIC",
         deadline: SHORT,
-        run: |trial| probes::probe_smp(trial, 2),
+        run: |trial| probes::probe_smp(trial, 2, 2),
     },
     Test {
         name: "probe-smp-4",
         about: "4 vCPUs on 2 CPUs: the same",
         deadline: SHORT,
-        run: |trial| probes::probe_smp(trial, 4),
+        run: |trial| probes::probe_smp(trial, 4, 2),
+    },
+    Test {
+        name: "probe-smp-16",
+        about: "16 vCPUs on 2 CPUs: the same",
+        deadline: SHORT,
+        run: |trial| probes::probe_smp(trial, 16, 2),
+    },
+    Test {
+        name: "probe-smp-one",
+        about: "3 vCPUs on a box of one CPU: the same",
+        deadline: SHORT,
+        run: |trial| probes::probe_smp(trial, 3, 1),
+    },
+    Test {
+        name: "probe-smp-wide",
+        about: "5 vCPUs on 4 CPUs: the same",
+        deadline: SHORT,
+        run: |trial| probes::probe_smp(trial, 5, 4),
     },
     Test {
         name: "probe-lock",
@@ -275,27 +299,36 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "probe-apicmove",
-        about: "a guest cannot move its local APIC",
+        about: "a guest cannot move its local APIC, and the box says that it tried",
         deadline: SHORT,
-        run: |trial| probes::probe_passes(trial, "apicmove"),
+        run: |trial| {
+            const SAID: &str = "guest: it may not give its local APIC base 0xfef00900";
+            probes::probe_passes_and_the_box_says(trial, "apicmove", SAID)
+        },
     },
     Test {
         name: "probe-romwrite",
-        about: "a guest that writes to ROM changes nothing",
+        about: "a guest that writes to ROM changes nothing, and the box says that it tried",
         deadline: SHORT,
-        run: |trial| probes::probe_passes(trial, "romwrite"),
+        run: |trial| {
+            const SAID: &str = "at 0xfffffff0, where it has neither memory nor a device";
+            probes::probe_passes_and_the_box_says(trial, "romwrite", SAID)
+        },
     },
     Test {
         name: "probe-flood",
-        about: "a flood of notifications takes nothing from the network",
+        about: "a flood of notifications is counted and takes nothing from the network",
         deadline: SHORT,
-        run: |trial| probes::probe_passes(trial, "flood 10"),
+        run: probes::probe_flood,
     },
     Test {
         name: "probe-nowhere",
-        about: "a queue where there is no memory stops its device only",
+        about: "a queue where there is no memory stops its device only, with a reason",
         deadline: SHORT,
-        run: |trial| probes::probe_passes(trial, "nowhere"),
+        run: |trial| {
+            const SAID: &str = "it is stopped until the guest resets it";
+            probes::probe_passes_and_the_box_says(trial, "nowhere", SAID)
+        },
     },
     Test {
         name: "probe-selfinit",
@@ -320,6 +353,18 @@ pub const ALL: &[Test] = &[
         about: "a number of vCPUs that there cannot be is named with its line",
         deadline: SHORT,
         run: config_vcpus,
+    },
+    Test {
+        name: "config-cpus",
+        about: "a CPU for the guest that the box does not have is named, and the guest runs on the others",
+        deadline: SHORT,
+        run: config_cpus,
+    },
+    Test {
+        name: "config-memory",
+        about: "a guest that wants more memory than there is does not run, and the box says how much there is",
+        deadline: SHORT,
+        run: config_memory,
     },
     Test {
         name: "probe-exit",
@@ -574,4 +619,24 @@ fn config_vcpus(trial: &mut Trial<'_>) -> Result<()> {
         config_with_guest("probe", "vcpus = 17\n"),
         &["line 10", "17", "1 to 16"],
     )
+}
+
+fn config_cpus(trial: &mut Trial<'_>) -> Result<()> {
+    const WHAT: &str = "[guest] cpus: there is no CPU 9: this box has 2, the first is 0";
+    let keys = "debug_exit = true\ncpus = [1, 9]\n";
+    let mut setup = Setup::new(config_with_guest("probe", keys));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.problems = vec![WHAT.into()];
+    let mut machine = setup.start(trial)?;
+    machine.problem(WHAT)?;
+    machine.console("probe: hello: passed")?;
+    machine.forwards()
+}
+
+fn config_memory(trial: &mut Trial<'_>) -> Result<()> {
+    const WHAT: &str = "the guest wants 4096 MiB of memory, the box has";
+    let mut setup = Setup::new(config_with_guest("probe", "memory = \"4G\"\n"));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.problems = vec![WHAT.into()];
+    without_guest(setup.start(trial)?, WHAT)
 }

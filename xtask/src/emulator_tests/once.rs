@@ -56,6 +56,42 @@ impl Run {
     }
 }
 
+/// A bzImage with an initial ramdisk: its first process switches the machine off.
+fn linux(trial: &Trial<'_>) -> Result<()> {
+    let guest = &trial.stage.directory;
+    let ramdisk = guest
+        .ramdisk
+        .as_deref()
+        .context("the guest has no ramdisk")?;
+    let [kernel, module] =
+        [("vmlinuz", &*guest.kernel), ("initrd", ramdisk)].map(|(name, bytes)| {
+            let path = trial.folder.join(name);
+            std::fs::write(&path, bytes).map(|()| path.display().to_string())
+        });
+    let words =
+        "console=ttyS0 quiet panic=-1 tsc=reliable pci=noearly rdinit=/bin/busybox -- poweroff -f";
+    let (kernel, module) = (kernel?, module?);
+    let run = once(
+        trial,
+        &[
+            "--guest-kernel",
+            &kernel,
+            "--module",
+            &module,
+            "--guest-cmdline",
+            words,
+        ],
+    )?;
+    ensure!(
+        run.status == Some(0) && run.stdout.contains("reboot: Power down"),
+        "Linux: status {:?} instead of 0, stdout {:?}, {}",
+        run.status,
+        run.stdout,
+        run.stderr
+    );
+    Ok(())
+}
+
 /// The test. All in one, since each of them builds a binary that pins its guest.
 pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
     const INIT: &str = "outpost-guest: init\n";
@@ -96,6 +132,8 @@ pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
         run.status,
         run.stdout
     );
+
+    linux(trial)?;
 
     let modules = [("first", "alpha"), ("second", "beta beta")];
     let mut words = vec!["--guest-cmdline".to_owned(), "modules".to_owned()];

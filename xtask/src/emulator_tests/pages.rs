@@ -1,10 +1,11 @@
 //! The box's pages, `/metrics` and `/flows`: read from the LAN while a flow is open, and asked for from the line.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::boxes::BOX_ADDRESS;
+use super::boxes::{BOX_ADDRESS, TestBox};
 use super::pair::{Configs, Pair, SERVER};
 use super::station::Station;
 use super::{Trial, frames, store};
@@ -26,7 +27,30 @@ fn get(pair: &mut Pair, stations: &mut [Station; 2], path: &str) -> Result<Strin
     pair.until(stations, path, |[client, _]| asking.turn(client))?;
     asking.close();
     pair.until(stations, path, |[client, _]| asking.turn(client))?;
-    let text = String::from_utf8(asking.received).context("a page that is no text")?;
+    body(path, asking.received)
+}
+
+/// Fetches a page from the LAN of a box that has no peer; gives its body.
+///
+/// # Errors
+/// As [`TestBox::wait_for`], or when the box has no such page.
+pub fn get_from(machine: &mut TestBox, path: &str) -> Result<String> {
+    let client = Ipv4Addr::new(10, 77, 1, 10);
+    let mut station = Station::new(&machine.lan, frames::LAN_STATION, client, BOX_ADDRESS);
+    let mut asking = station.connect(PAGES)?;
+    asking.send(format!("GET {path} HTTP/1.1\r\nHost: box\r\n\r\n").as_bytes());
+    while !asking.turn(&mut station)? {
+        machine.alive(path)?;
+        if !station.poll() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    body(path, asking.received)
+}
+
+/// The body of a response.
+fn body(path: &str, response: Vec<u8>) -> Result<String> {
+    let text = String::from_utf8(response).context("a page that is no text")?;
     let (head, body) = text
         .split_once("\r\n\r\n")
         .with_context(|| format!("{path} has no head: {text:?}"))?;

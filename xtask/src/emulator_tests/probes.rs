@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::Trial;
 use super::boxes::{Setup, TestBox, config_with_guest};
+use super::{Trial, pages};
 use crate::sharing::Sharing;
 
 /// Two vCPUs on both CPUs of the box. By itself it would keep them off CPU 0 on QEMU's translator, since FXRSTOR on another CPU spoils that one's state
@@ -17,9 +17,21 @@ fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox
 
 /// Starts a box with the probe in this mode, and more keys for the guest.
 fn probe_with(trial: &mut Trial<'_>, mode: &str, keys: &str, problems: &[&str]) -> Result<TestBox> {
+    probe_on(trial, 2, mode, keys, problems)
+}
+
+/// The same in a box with so many CPUs.
+fn probe_on(
+    trial: &mut Trial<'_>,
+    cpus: u8,
+    mode: &str,
+    keys: &str,
+    problems: &[&str],
+) -> Result<TestBox> {
     let keys = format!("debug_exit = true\n{keys}");
     let mut setup = Setup::new(config_with_guest("probe", &keys));
     setup.slot = Some(trial.stage.probe(mode).slot()?);
+    setup.cpus = cpus;
     setup.problems = problems.iter().map(|&part| part.to_owned()).collect();
     let mut machine = setup.start(trial)?;
     machine.milestone("guest-started")?;
@@ -47,14 +59,61 @@ pub fn probe_passes_with(trial: &mut Trial<'_>, mode: &str, keys: &str) -> Resul
     machine.answers_itself()
 }
 
-pub fn probe_smp(trial: &mut Trial<'_>, vcpus: u32) -> Result<()> {
-    let keys = format!("vcpus = {vcpus}\ncpus = [0, 1]\n");
-    let mut machine = probe_with(trial, &format!("smp {vcpus}"), &keys, &[])?;
+/// The same, and the box says `message` in its log.
+pub fn probe_passes_and_the_box_says(
+    trial: &mut Trial<'_>,
+    mode: &str,
+    message: &str,
+) -> Result<()> {
+    let mut machine = probe_with(trial, mode, "", &[])?;
+    machine.console(&format!("probe: {mode}: passed"))?;
+    machine.guest(&status(0))?;
+    machine.console(message)?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+/// The vCPUs start each other and talk to each other, on all CPUs of a box with `cpus`. Afterwards /metrics and the console have the exits of each by reason.
+pub fn probe_smp(trial: &mut Trial<'_>, vcpus: u32, cpus: u8) -> Result<()> {
+    let all: Vec<u8> = (0..cpus).collect();
+    let keys = format!("vcpus = {vcpus}\ncpus = {all:?}\n");
+    let mut machine = probe_on(trial, cpus, &format!("smp {vcpus}"), &keys, &[])?;
     for mode in ["xAPIC", "x2APIC"] {
         machine.console(&format!("smp: {vcpus} cpus, ipis ok ({mode})"))?;
     }
     machine.guest(&status(0))?;
-    machine.forwards()
+    machine.forwards()?;
+    // What is shown is at most a second old.
+    machine.goes_on(2)?;
+    let metrics = pages::get_from(&mut machine, "/metrics")?;
+    for vcpu in 0..vcpus {
+        for reason in ["read-msr", "write-msr"] {
+            let wanted =
+                format!("outpost_guest_vcpu_exits_total{{vcpu=\"{vcpu}\",reason=\"{reason}\"}} ");
+            ensure!(
+                metrics.lines().any(|line| line.starts_with(&wanted)),
+                "{wanted:?} is not in /metrics:\n{metrics}"
+            );
+        }
+    }
+    machine.type_keys(b"status\r")?;
+    machine.console(&format!("vCPU {}: ", vcpus - 1))?;
+    Ok(())
+}
+
+/// A guest that does nothing but notify its devices: counted, and the network does not notice.
+pub fn probe_flood(trial: &mut Trial<'_>) -> Result<()> {
+    let mut machine = probe(trial, "flood 10", &[])?;
+    machine.forwards()?;
+    machine.wait_for("many notifications to be counted", |said| {
+        let devices = &said.status()?["net"]["guest_devices"];
+        let many = |device: &str| devices[device]["notifications"].as_u64() > Some(1_000);
+        (many("net") && many("console") && many("entropy")).then_some(())
+    })?;
+    machine.console("probe: flood: passed")?;
+    machine.guest(&status(0))?;
+    machine.forwards()?;
+    machine.answers_itself()
 }
 
 pub fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {

@@ -18,11 +18,11 @@ use outpost::restart::{Ended, RestartPolicy};
 use outpost_config::{Config, Guest};
 use outpost_hv::cpu::Vcpu;
 use outpost_hv::cpu::svm::SvmGuest;
-use outpost_hv::device::virtio::block::{BlockConfig, BlockCounters};
+use outpost_hv::device::virtio::block::BlockConfig;
 use outpost_hv::exit::{ExitCounters, ExitCounts};
 use outpost_hv::machine::{GuestImage, Left, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
-use outpost_hv::platform::DEVICE_VCPU;
+use outpost_hv::platform::{DEVICE_VCPU, PlatformCounters};
 use outpost_hv::sched::{CpuSet, Nice, Policy};
 use spin::Mutex;
 
@@ -121,12 +121,10 @@ pub fn exits_by_vcpu() -> Vec<ExitCounts> {
     exits.iter().map(|counters| counters.snapshot()).collect()
 }
 
-/// What happened on the disk of the guest that runs; none if it has none.
-pub fn block_counters() -> Option<BlockCounters> {
+/// What happened to the devices of the guest that runs, and whether it has a disk; none if no guest runs.
+pub fn device_counters() -> Option<(PlatformCounters, bool)> {
     let machine = MACHINE.lock().clone()?;
-    let counters =
-        machine.with_platform(|platform| platform.has_block().then(|| platform.counters()))?;
-    Some(counters.block)
+    Some(machine.with_platform(|platform| (platform.counters(), platform.has_block())))
 }
 
 /// Notes what the guest said on its console.

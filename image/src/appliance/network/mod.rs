@@ -3,6 +3,7 @@
 //! Nothing here waits: a turn does a bounded piece of everything, and when it found nothing to do the service rests until a
 //! frame, the guest, or the next deadline.
 
+mod devices;
 mod ports;
 mod sharing;
 
@@ -389,22 +390,7 @@ impl Service {
                 heap::allocations(path),
             );
         }
-        if let Some(disk) = guest::block_counters() {
-            for (what, count) in [
-                ("read", disk.reads),
-                ("write", disk.writes),
-                ("flush", disk.flushes),
-                ("refused", disk.refused),
-                ("failed", disk.failed),
-            ] {
-                out.counter(
-                    "outpost_guest_disk_requests_total",
-                    "The guest's requests to its disk, by what became of them.",
-                    &[("what", what)],
-                    count,
-                );
-            }
-        }
+        devices::append(&mut out);
         if let Some(driver) = &self.disks.driver {
             let disk = driver.borrow().counters;
             for (name, help, value) in [
@@ -466,14 +452,7 @@ impl Service {
         if let Some(net) = net.as_object_mut() {
             net.insert("ports".into(), self.ports.report());
             net.insert("dropped_guest_full".into(), self.guest.dropped().into());
-            if let Some(disk) = guest::block_counters() {
-                let value = json!({
-                    "reads": disk.reads, "read_bytes": disk.read_bytes,
-                    "writes": disk.writes, "written_bytes": disk.written_bytes,
-                    "flushes": disk.flushes, "refused": disk.refused, "failed": disk.failed,
-                });
-                net.insert("guest_disk".into(), value);
-            }
+            devices::report(net);
         }
         net
     }

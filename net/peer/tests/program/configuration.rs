@@ -117,7 +117,10 @@ fn every_mistake_in_the_file_is_named_with_its_line_and_what_would_be_right() {
             "127.0.0.1:3301\"\n[store]",
             "127.0.0.1\"\n[store]",
             3,
-            &["address"],
+            &[
+                "\"127.0.0.1\" is not an IPv4 address and port",
+                "10.77.2.1:3301",
+            ],
         ),
         (store, "memory = \"16 apples\"", 5, &["16 apples", "256M"]),
         (store, "memory = \"1M\"", 5, &["at least 4M"]),
@@ -127,7 +130,15 @@ fn every_mistake_in_the_file_is_named_with_its_line_and_what_would_be_right() {
             store,
             "path = \"/nonexistent/folder/store\"",
             5,
-            &["/nonexistent/folder/store"],
+            &["/nonexistent/folder/store", "make the folder"],
+        ),
+        (store, "path = \"/tmp\"", 5, &["/tmp: ", "path of a file"]),
+        (store, "size = \"1G\"", 5, &["add path = "]),
+        (
+            "role = \"branch\"",
+            "role = \"branch\"\nrole = \"branch\"",
+            2,
+            &["`role` is there twice"],
         ),
         (
             "name = \"head\"",
@@ -160,7 +171,12 @@ fn every_mistake_in_the_file_is_named_with_its_line_and_what_would_be_right() {
             14,
             &["no server's address"],
         ),
-        ("127.0.0.1:80\"", "server:80\"", 14, &["address"]),
+        (
+            "127.0.0.1:80\"",
+            "server:80\"",
+            14,
+            &["address and port", "names are not looked up"],
+        ),
         (
             "peer = \"head\"\n[[socks]]",
             "peer = \"tail\"\n[[socks]]",

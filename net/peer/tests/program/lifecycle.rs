@@ -136,6 +136,12 @@ fn a_wrong_key_is_said_at_both_ends_and_nothing_is_carried() {
     let error = client.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(flow_ends(management, "head", "tunnel_down"), 1);
+    let flow = &flows_page(management)["ended"][0];
+    assert_eq!(
+        (&flow["reason"], &flow["end"]),
+        (&"tunnel_down".into(), &"tunnel_down".into()),
+        "{flow}"
+    );
     let wrong = "outpost_tunnel_wrong_key_total{peer=\"head\"}";
     assert!(metric(management, wrong) > 0);
 }

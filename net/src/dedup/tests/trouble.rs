@@ -146,6 +146,35 @@ fn what_was_lost_is_fetched_once_and_mended() {
 }
 
 #[test]
+fn a_flow_that_waits_for_what_is_fetched_again_stops_no_other() {
+    let (mut rng, mut world) = (Rng::new(9), World::new(16 << 20, 16 << 20, 9));
+    let lost = simulation::noise(&mut rng, 1 << 20);
+    let kept = simulation::noise(&mut rng, 1 << 20);
+    world.transfer(&mut rng, lost.clone());
+    world.transfer(&mut rng, kept.clone());
+    world.receiver.lose(0..300_000);
+    // The first flow refers to what is gone, and its request for that stays on the way…
+    world.start(lost);
+    world.encode(0, 1 << 20, Flush::Yes);
+    world.deliver(0, usize::MAX).expect("an honest sender");
+    assert!(world.flows[0].decoder.is_waiting());
+    let got = world.flows[0].got;
+    // …while others, of old and of new bytes, come out whole.
+    for bytes in [kept, simulation::noise(&mut rng, 1 << 20)] {
+        world.start(bytes);
+        while world.flows.len() > 1 {
+            world.encode(1, 1 << 20, Flush::Yes);
+            world.deliver(1, usize::MAX).expect("an honest sender");
+            world.reap();
+        }
+    }
+    assert!(world.flows[0].decoder.is_waiting());
+    assert_eq!(world.flows[0].got, got);
+    world.finish(&mut rng);
+    assert!(world.receiver.statistics().refetches > 0);
+}
+
+#[test]
 fn a_flow_that_stands_still_does_not_stop_the_others() {
     let (mut rng, mut world) = (Rng::new(5), World::new(4 << 20, 4 << 20, 5));
     world.finish(&mut rng);

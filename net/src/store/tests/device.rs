@@ -8,6 +8,9 @@ use core::cell::{Cell, RefCell};
 use super::super::{BLOCK, BlockDevice, DeviceError};
 use crate::dedup::tests::simulation::Rng;
 
+/// What a disk writes whole, or not at all.
+const SECTOR: usize = 512;
+
 /// Blocks by number; those that are not there are zero.
 type Blocks = BTreeMap<u64, Rc<[u8]>>;
 
@@ -166,7 +169,7 @@ pub enum Cut {
     Lost,
     /// All are there, as after a mere crash of the program.
     Kept,
-    /// Some are lost, and each of the rest may be torn: only some of its blocks are there.
+    /// Some are lost, and each of the rest may be torn: only some of its sectors are there.
     Torn,
     /// They take effect in any order, and some not at all.
     Reordered,
@@ -202,14 +205,23 @@ pub fn cut(before: &Memory, steps: &[Step], at: usize, how: Cut, rng: &mut Rng) 
             Cut::Torn => {
                 let kept = rng.below(4);
                 for (index, block) in bytes.chunks(BLOCK).enumerate() {
-                    let is_kept = match kept {
-                        0 => false,
-                        1 => true,
-                        _ => rng.below(2) == 0,
+                    let number = offset / BLOCK as u64 + index as u64;
+                    let mut torn = match blocks.get(&number) {
+                        Some(old) => old.to_vec(),
+                        None => alloc::vec![0; BLOCK],
                     };
-                    if is_kept {
-                        Memory::put(&mut blocks, offset + (index * BLOCK) as u64, block);
+                    // Most blocks are there as a whole or not at all, as on a disk with large sectors.
+                    let is_whole = rng.below(4) > 0;
+                    let mut is_kept = rng.below(2) == 0;
+                    for (old, new) in torn.chunks_mut(SECTOR).zip(block.chunks(SECTOR)) {
+                        if !is_whole {
+                            is_kept = rng.below(2) == 0;
+                        }
+                        if kept == 1 || (kept > 1 && is_kept) {
+                            old.copy_from_slice(new);
+                        }
                     }
+                    Memory::put(&mut blocks, number * BLOCK as u64, &torn);
                 }
             }
         }

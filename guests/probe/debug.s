@@ -1,4 +1,6 @@
-# Mode "debug": every CPU keeps its own breakpoint addresses (DR0 to DR3), whatever other CPUs share its place with it and wherever it moves.
+# Modes "debug" and "nmi".
+#
+# debug: every CPU keeps its own breakpoint addresses (DR0 to DR3), whatever other CPUs share its place with it and wherever it moves.
 
         .text
         .globl  mode_debug
@@ -44,8 +46,56 @@ debug_work:
         jb      1b
         ret
 
+# nmi: a CPU that handles an NMI sends itself another, which has to wait for the IRET of the first, and come then.
+        .globl  mode_nmi
+mode_nmi:
+        call    say_init
+        call    calibrate
+        call    apic_on
+        movl    $2, %eax
+        movl    $nmi_sends_another, %edx
+        call    set_gate
+        call    nmi_to_itself
+        movl    $2, %eax
+        movl    $nmis, %edi
+        movl    $text_two_nmis, %esi
+        call    wait_equal
+        xorl    %eax, %eax
+        movl    $text_in_turn, %esi
+        cmpl    %eax, nmis_in_nmis
+        call    expect_equal
+        jmp     passed_or_failed
+
+nmi_sends_another:
+        pushal
+        cmpl    $0, in_nmi
+        je      1f
+        incl    nmis_in_nmis
+1:      incl    in_nmi
+        incl    nmis
+        cmpl    $1, nmis
+        jne     2f
+        call    nmi_to_itself
+        xorl    %eax, %eax
+        cpuid
+        cpuid
+2:      decl    in_nmi
+        popal
+        iret
+
+nmi_to_itself:
+        call    apic_id
+        movl    %eax, %edx
+        movl    $IPI_NMI, %eax
+        jmp     send_ipi
+
         .section .rodata
+text_two_nmis:  .asciz  "both NMIs came"
+text_in_turn:   .asciz  "the second NMI waited for the end of the first"
 text_breakpoints: .asciz "every CPU finds its own addresses in DR0 to DR3"
 
         .bss
 others_addresses: .long 0
+nmis:           .long   0
+nmis_in_nmis:   .long   0
+in_nmi:         .long   0

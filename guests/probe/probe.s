@@ -2,7 +2,7 @@
 #
 # Build, from the repository's root, with nothing but binutils:
 #
-#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s fpu.s mmio.s smp.s virtio.s wake.s work.s
+#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s fpu.s mmio.s real.s smp.s virtio.s wake.s work.s
 #   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
 #
 # The first word of its command line chooses what it does (the second, if the first is none of these: QEMU puts a file name there):
@@ -21,6 +21,8 @@
 #   burn SECONDS    every CPU computes; says how much of the time each one had
 #   fxrstor SECONDS every CPU loads its x87 and SSE registers and leaves the guest, again and again
 #   debug SECONDS   every CPU keeps its own debug registers
+#   nmi             an NMI that comes while another is handled waits for its end
+#   real            drops to real mode, takes an interrupt there, and comes back
 #   wake SECONDS    the first CPU wakes the second from HLT, again and again, by pairs of interrupts alone
 #   selfinit        sends INIT to itself
 #   apicmove        moves its local APIC, which must fault
@@ -30,7 +32,7 @@
 #
 # It speaks on the serial port at 0x3f8. "outpost-guest: init" and "outpost-guest: ready" are the lines that the box waits for.
 # A line with "FAILED" in it is a failure. Modes that come to an end, but for exit, say "probe: MODE: passed" or "probe: MODE: FAILED", write 0 or 1 to the
-# debug-exit port, and, where there is none, idle. exit, triple-fault, spin, modules, smp, lock, burn, fxrstor, debug, wake and romwrite are the same
+# debug-exit port, and, where there is none, idle. exit, triple-fault, spin, modules, smp, lock, burn, fxrstor, debug, nmi, real, wake and romwrite are the same
 # on QEMU itself:
 #
 #   qemu-system-x86_64 -M q35 -cpu max -smp 4 -kernel probe.elf -append "smp 4" -serial stdio -display none -no-reboot \
@@ -578,6 +580,8 @@ modes:
         mode    "burn", mode_burn
         mode    "fxrstor", mode_fxrstor
         mode    "debug", mode_debug
+        mode    "nmi", mode_nmi
+        mode    "real", mode_real
         mode    "wake", mode_wake
         mode    "selfinit", mode_self_init
         mode    "apicmove", mode_apic_move

@@ -117,6 +117,8 @@ mod tests {
             (2, "burn 1", "burn: passed"),
             (2, "fxrstor 1", "fxrstor: passed"),
             (2, "debug 1", "debug: passed"),
+            (1, "nmi", "nmi: passed"),
+            (1, "real", "real: passed"),
             (2, "wake 1", "wake: passed"),
             (1, "romwrite", "romwrite: passed"),
         ] {

@@ -347,13 +347,17 @@ pub trait Vcpu {
     /// Whether an external interrupt could be delivered now.
     fn delivery(&self) -> Delivery;
 
+    /// Whether the last NMI has ended, so that another may be delivered once [`Vcpu::delivery`] allows. When its end begins, the guest is left
+    /// ([`Exit::InterruptWindow`]).
+    fn takes_nmi(&self) -> bool;
+
     /// Delivers `event` on the next entry. It replaces one that was to be delivered.
     fn inject(&mut self, event: Event);
 
     /// Whether to leave the guest as soon as it would take an interrupt ([`Exit::InterruptWindow`]).
     fn watch_window(&mut self, on: bool);
 
-    /// Forgets what was to be delivered.
+    /// Forgets what was to be delivered, and an NMI that has not ended.
     fn cancel_event(&mut self);
 
     /// Flushes the guest's cached translations at the next entry.

@@ -255,7 +255,7 @@ impl<'h> Processor<'h> {
             // INIT and startup may follow each other.
             loop {
                 if let Some(rest) = self.rest {
-                    if !platform.wakes(index, rest) {
+                    if !platform.wakes(index, rest, !self.vcpu.takes_nmi()) {
                         return match self.dead(platform) {
                             Some(reason) => Next::Stop(reason),
                             None => Next::Rest(platform.next_deadline_ns(index)),
@@ -291,14 +291,18 @@ impl<'h> Processor<'h> {
         let (host, index) = (self.shared.host, self.index());
         let soon = || Some(host.now_ns().saturating_add(SHADOW_NS));
         let waits = self.rest == Some(Rest::WaitsForStartup);
+        let holds_nmi = waits || !self.vcpu.takes_nmi();
         let mut again = None;
+        if holds_nmi && !waits && platform.has_vcpu_event(index, waits) {
+            again = soon();
+        }
         if !waits && matches!(self.vcpu.delivery(), Delivery::Shadow | Delivery::Busy) {
             // No window tells when an NMI can be taken.
-            if platform.has_vcpu_event(index, waits) {
+            if platform.has_vcpu_event(index, holds_nmi) {
                 again = soon();
             }
         } else {
-            match platform.take_vcpu_event(index, waits) {
+            match platform.take_vcpu_event(index, holds_nmi) {
                 Some(VcpuEvent::Nmi) => self.vcpu.inject(Event::Nmi),
                 Some(VcpuEvent::Init) => {
                     self.await_startup();

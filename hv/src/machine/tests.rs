@@ -29,6 +29,7 @@ struct Script {
     delivery: Option<Delivery>,
     injected: Vec<Event>,
     window: bool,
+    handles_nmi: bool,
     tsc_offset: u64,
     flushes: u32,
     /// What the tests look at: injections and windows as they were at each entry.
@@ -92,6 +93,9 @@ impl Vcpu for Player {
             None if self.1.rflags & RFLAGS_IF == 0 => Delivery::Masked,
             None => Delivery::Ready,
         }
+    }
+    fn takes_nmi(&self) -> bool {
+        !self.0.borrow().handles_nmi
     }
     fn inject(&mut self, event: Event) {
         self.0.borrow_mut().injected.push(event);

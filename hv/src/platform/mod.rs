@@ -330,23 +330,21 @@ impl<'h> Platform<'h> {
             .is_some_and(LocalApic::end_needs_no_exit)
     }
 
-    /// Takes the next INIT, startup or NMI for `vcpu`; no NMI while it waits for its startup.
-    pub fn take_vcpu_event(&mut self, vcpu: usize, waits_for_startup: bool) -> Option<VcpuEvent> {
-        self.interrupts
-            .local_mut(vcpu)?
-            .take_event(waits_for_startup)
+    /// Takes the next INIT, startup or NMI for `vcpu`; no NMI while it `holds_nmi` back, as it does until its startup.
+    pub fn take_vcpu_event(&mut self, vcpu: usize, holds_nmi: bool) -> Option<VcpuEvent> {
+        self.interrupts.local_mut(vcpu)?.take_event(holds_nmi)
     }
 
     /// True if [`Platform::take_vcpu_event`] would give one.
-    pub fn has_vcpu_event(&self, vcpu: usize, waits_for_startup: bool) -> bool {
+    pub fn has_vcpu_event(&self, vcpu: usize, holds_nmi: bool) -> bool {
         self.interrupts
             .local(vcpu)
-            .is_some_and(|apic| apic.has_event(waits_for_startup))
+            .is_some_and(|apic| apic.has_event(holds_nmi))
     }
 
     /// Whether `vcpu`, which rests, has a reason to go on. If not, it is noted as resting: see [`Platform::is_dead`].
-    pub fn wakes(&mut self, vcpu: usize, rest: Rest) -> bool {
-        let wakes = self.has_vcpu_event(vcpu, rest == Rest::WaitsForStartup)
+    pub fn wakes(&mut self, vcpu: usize, rest: Rest, holds_nmi: bool) -> bool {
+        let wakes = self.has_vcpu_event(vcpu, holds_nmi || rest == Rest::WaitsForStartup)
             || match rest {
                 Rest::Halted => self.pending_interrupt(vcpu).is_some() || self.take_kick(vcpu),
                 Rest::HaltedMasked => self.take_kick(vcpu),

@@ -100,7 +100,7 @@ fn serial_output_and_input_go_through_the_io_apic() {
     assert_eq!(machine.take(), None);
     host.type_in(b"y");
     machine.platform.service(&machine.mem, 0);
-    assert!(machine.platform.wakes(0, Rest::Halted));
+    assert!(machine.platform.wakes(0, Rest::Halted, false));
     assert_eq!(machine.take(), Some(0x34));
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'y'));
     machine.write(port::COM1, 1, u32::from(b'n'));

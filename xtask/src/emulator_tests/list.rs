@@ -292,6 +292,18 @@ pub const ALL: &[Test] = &[
         run: |trial| probes::probe_passes_with(trial, "debug 2", "vcpus = 2\ncpus = [1]\n"),
     },
     Test {
+        name: "probe-nmi",
+        about: "an NMI waits for the end of the one before",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes(trial, "nmi"),
+    },
+    Test {
+        name: "probe-real",
+        about: "a guest drops to real mode, takes an interrupt there, and comes back",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes(trial, "real"),
+    },
+    Test {
         name: "probe-wake",
         about: "no interrupt that wakes a halted vCPU is lost",
         deadline: SHORT,

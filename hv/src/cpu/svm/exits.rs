@@ -11,7 +11,8 @@ pub fn decode(vmcb: &Vmcb) -> Exit {
     match control.exit_code as u32 {
         // An NMI is pending in the host until STGI, and has been taken by now.
         code::INTR | code::NMI => Exit::HostInterrupt,
-        code::VINTR => Exit::InterruptWindow,
+        // IRET is intercepted for what may be delivered behind it.
+        code::VINTR | code::IRET => Exit::InterruptWindow,
         code::HLT => Exit::Halt,
         code::CPUID => Exit::Cpuid,
         code::MSR if one & 1 != 0 => Exit::WriteMsr,

@@ -14,12 +14,14 @@ use check::check_vmcb;
 use core::arch::x86_64::{__cpuid, CpuidResult};
 use core::fmt;
 use detect::Capabilities;
+use nmi::Nmi;
 use vmcb::{Vmcb, event, first, second, virtual_interrupt};
 
 pub mod check;
 pub mod detect;
 mod exits;
 mod instructions;
+mod nmi;
 pub mod vmcb;
 
 /// MSRs that the guest reads and writes without an exit: VMSAVE and VMLOAD exchange exactly these (APM vol. 2, 15.5.2), so a
@@ -88,6 +90,7 @@ pub struct SvmVcpu {
     tsc_aux: u32,
     /// DR0 to DR3, while it is not bound: VMRUN and #VMEXIT exchange DR6 and DR7 only (APM vol. 2, 15.5.1).
     breakpoints: [u64; 4],
+    nmi: Nmi,
     bound: bool,
     /// The CPU that ran it last: only there may be translations of it, and they are good.
     last_cpu: Option<usize>,
@@ -227,6 +230,7 @@ impl SvmVcpu {
             fpu: FpuState::reset(),
             tsc_aux: 0,
             breakpoints: [0; 4],
+            nmi: Nmi::Open,
             bound: false,
             last_cpu: None,
             cpu_before: None,
@@ -337,6 +341,7 @@ impl Vcpu for SvmVcpu {
         if control.event & event::VALID != 0 {
             control.shadow &= !1;
         }
+        self.nmi.look(self.registers.rip, &mut self.vmcb.control);
         let exit = exits::decode(&self.vmcb);
         #[cfg(debug_assertions)]
         if matches!(exit, Exit::BadState(_)) {
@@ -425,9 +430,16 @@ impl Vcpu for SvmVcpu {
         }
     }
 
+    fn takes_nmi(&self) -> bool {
+        self.nmi == Nmi::Open
+    }
+
     fn inject(&mut self, injected: Event) {
         // An exception ends the shadow that its instruction stood in. Nothing else is injected in one.
         self.vmcb.control.shadow &= !1;
+        if injected == Event::Nmi {
+            self.nmi.begin(&mut self.vmcb.control);
+        }
         self.vmcb.control.event = event::VALID
             | match injected {
                 Event::Interrupt(vector) => event::EXTERNAL | u64::from(vector),
@@ -456,6 +468,7 @@ impl Vcpu for SvmVcpu {
     fn cancel_event(&mut self) {
         self.vmcb.control.event = 0;
         self.vmcb.control.shadow &= !1;
+        self.nmi.forget(&mut self.vmcb.control);
     }
 
     fn flush(&mut self) {

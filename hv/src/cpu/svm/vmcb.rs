@@ -249,6 +249,7 @@ pub mod first {
     pub const VINTR: u32 = 1 << 4;
     pub const RDPMC: u32 = 1 << 15;
     pub const CPUID: u32 = 1 << 18;
+    pub const IRET: u32 = 1 << 20;
     pub const INVD: u32 = 1 << 22;
     pub const HLT: u32 = 1 << 24;
     pub const INVLPGA: u32 = 1 << 26;
@@ -309,6 +310,7 @@ pub mod code {
     pub const VINTR: u32 = 0x64;
     pub const RDPMC: u32 = 0x6F;
     pub const CPUID: u32 = 0x72;
+    pub const IRET: u32 = 0x74;
     pub const INVD: u32 = 0x76;
     pub const HLT: u32 = 0x78;
     pub const INVLPGA: u32 = 0x7A;

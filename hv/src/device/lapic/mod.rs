@@ -246,9 +246,9 @@ impl LocalApic {
         true
     }
 
-    /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI. An NMI is held back while the vCPU
-    /// waits for its startup.
-    pub fn take_event(&mut self, waits_for_startup: bool) -> Option<VcpuEvent> {
+    /// The next event for the vCPU beside vectors, taken: INIT before startup before NMI. An NMI is held back where
+    /// the vCPU cannot take it: while it waits for its startup, or handles another.
+    pub fn take_event(&mut self, holds_nmi: bool) -> Option<VcpuEvent> {
         if self.init {
             self.reset();
             return Some(VcpuEvent::Init);
@@ -256,12 +256,12 @@ impl LocalApic {
         if let Some(page) = self.startup.take() {
             return Some(VcpuEvent::Startup(page));
         }
-        (!waits_for_startup && core::mem::take(&mut self.nmi)).then_some(VcpuEvent::Nmi)
+        (!holds_nmi && core::mem::take(&mut self.nmi)).then_some(VcpuEvent::Nmi)
     }
 
     /// True if [`LocalApic::take_event`] would give one.
-    pub fn has_event(&self, waits_for_startup: bool) -> bool {
-        self.init || self.startup.is_some() || self.nmi && !waits_for_startup
+    pub fn has_event(&self, holds_nmi: bool) -> bool {
+        self.init || self.startup.is_some() || self.nmi && !holds_nmi
     }
 
     /// The processor priority register (11.8.3.1): the higher of the task's and the interrupts in service.

@@ -104,6 +104,12 @@ fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
         assert_eq!(scene.deliver(), Some(SHADOW_NS));
         assert!(scene.script.borrow().injected.is_empty());
     }
+    // Nor is it delivered while another is handled, and a halt there goes on.
+    scene.script.borrow_mut().delivery = Some(Delivery::Masked);
+    scene.script.borrow_mut().handles_nmi = true;
+    assert_eq!(scene.deliver(), Some(SHADOW_NS));
+    assert!(scene.script.borrow().injected.is_empty());
+    scene.script.borrow_mut().handles_nmi = false;
     // It wakes a halt with interrupts off.
     scene.script.borrow_mut().delivery = Some(Delivery::Masked);
     assert_eq!(scene.processor().handle(Exit::Halt), Ok(()));

@@ -78,11 +78,15 @@ static SHARED: Once<Shared> = Once::new();
 /// How long it takes a halted vCPU to be woken, about, in microseconds: an exit and an entry, here and where the interrupt comes from. The guest is told so, and
 /// watches for work instead when it expects to rest for less; that is good where each of its vCPUs has a CPU, and takes from the others where they share some.
 const WAKE_MICROS: u16 = 100;
+/// On QEMU's translator. It has to be more than what a guest sees of its rests when it halts, which this time is part of: it would expect rests too long to
+/// watch through, halt, and see such rests again (docs/bench.md).
+const WAKE_MICROS_EMULATED: u16 = 400;
 const WAKE_MICROS_SHARED: u16 = 10;
 
 /// What the guest is told of the time it takes to wake a vCPU, in microseconds.
 pub fn wake_micros() -> u16 {
     match SHARED.get() {
+        Some(shared) if shared.own_cpus && emulator::is_translator() => WAKE_MICROS_EMULATED,
         Some(shared) if shared.own_cpus => WAKE_MICROS,
         _ => WAKE_MICROS_SHARED,
     }
@@ -119,7 +123,7 @@ pub fn open(cpus: usize, sharing: &Sharing) {
         // Long pieces of work: away from the network where there is another CPU.
         scheduler.add(Kind::Service, sharing.services, others);
         // The network's CPU is the guest's only where the others do not do.
-        let apart = cpus > 1 && sharing.vcpus > 1 && emulator::boot_cpu_loses_state();
+        let apart = cpus > 1 && sharing.vcpus > 1 && emulator::is_translator();
         let allowed = guest_cpus(all, sharing.cpus, NETWORK_CPU, sharing.vcpus, apart);
         if apart {
             announce_apart(allowed, others, sharing.vcpus);

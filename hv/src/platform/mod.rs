@@ -104,6 +104,8 @@ pub struct PlatformCounters {
     pub refused_msrs: u64,
     /// The last such MSR.
     pub last_refused_msr: u32,
+    /// Bases for a local APIC that it may not have.
+    pub refused_apic_bases: u64,
     /// The last power-on self test code (port 0x80).
     pub post_code: u8,
 }
@@ -522,12 +524,13 @@ impl<'h> Platform<'h> {
     }
 
     fn note_refused_apic_base(&mut self, value: u64) {
-        if self.counters.refused_msrs < LOG_LIMIT {
+        if self.counters.refused_apic_bases < LOG_LIMIT {
             log::warn!(
                 "guest: it may not give its local APIC base {value:#x}: the registers stay at {:#x}, and modes change as the manual has it",
                 layout::LOCAL_APIC
             );
         }
+        self.counters.refused_apic_bases = self.counters.refused_apic_bases.saturating_add(1);
     }
 
     /// True if the guest has a disk.

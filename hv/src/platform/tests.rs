@@ -87,6 +87,18 @@ fn nothing_reads_as_all_ones() {
 }
 
 #[test]
+fn a_move_of_the_local_apic_is_counted_apart_from_other_refusals() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    (0..100).for_each(|msr| machine.platform.note_refused_msr(msr));
+    let moved = machine
+        .platform
+        .apic_msr_write(0, IA32_APIC_BASE, 0xFEF0_0900);
+    assert!(moved.is_err());
+    assert_eq!(machine.platform.counters().refused_apic_bases, 1);
+}
+
+#[test]
 fn serial_output_and_input_go_through_the_io_apic() {
     let host = TestHost::default();
     let mut machine = Machine::new(&host);

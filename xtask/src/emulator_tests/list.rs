@@ -7,7 +7,7 @@ use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
 use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, dmesg, frames, guest, once, pages, pair, probes, program, store};
+use super::{Test, Trial, config, dmesg, frames, guest, once, pages, pair, probes, program, store};
 use crate::bench::engine as bench;
 use crate::image;
 
@@ -187,19 +187,19 @@ pub const ALL: &[Test] = &[
         name: "config-unknown-key",
         about: "an unknown key is named with its line",
         deadline: SHORT,
-        run: config_unknown_key,
+        run: config::unknown_key,
     },
     Test {
         name: "config-bad-prefix",
         about: "a bad prefix is named with its line",
         deadline: SHORT,
-        run: config_bad_prefix,
+        run: config::bad_prefix,
     },
     Test {
         name: "config-missing-key",
         about: "a missing key is named",
         deadline: SHORT,
-        run: config_missing_key,
+        run: config::missing_key,
     },
     Test {
         name: "noise",
@@ -364,19 +364,19 @@ pub const ALL: &[Test] = &[
         name: "config-vcpus",
         about: "a number of vCPUs that there cannot be is named with its line",
         deadline: SHORT,
-        run: config_vcpus,
+        run: config::vcpus,
     },
     Test {
         name: "config-cpus",
         about: "a CPU for the guest that the box does not have is named, and the guest runs on the others",
         deadline: SHORT,
-        run: config_cpus,
+        run: config::cpus,
     },
     Test {
         name: "config-memory",
         about: "a guest that wants more memory than there is does not run, and the box says how much there is",
         deadline: SHORT,
-        run: config_memory,
+        run: config::memory,
     },
     Test {
         name: "probe-exit",
@@ -488,7 +488,7 @@ fn directory(trial: &mut Trial<'_>) -> Result<()> {
 }
 
 /// The box goes on without the guest.
-fn without_guest(mut machine: TestBox, problem: &str) -> Result<()> {
+pub fn without_guest(mut machine: TestBox, problem: &str) -> Result<()> {
     machine.problem(problem)?;
     machine.forwards()?;
     machine.answers_itself()?;
@@ -564,49 +564,6 @@ fn one_nic(trial: &mut Trial<'_>) -> Result<()> {
     machine.answers_itself()
 }
 
-/// The box says what is wrong in its configuration, and bridges.
-fn wrong_config(trial: &mut Trial<'_>, config: String, parts: &[&str]) -> Result<()> {
-    let mut setup = Setup::new(config);
-    setup.problems = vec!["outpost.toml".into()];
-    let mut machine = setup.start(trial)?;
-    let problem = machine.problem("outpost.toml")?;
-    for part in parts {
-        ensure!(problem.contains(part), "{part:?} is not in {problem:?}");
-    }
-    machine.forwards()?;
-    machine.goes_on(1)
-}
-
-fn config_unknown_key(trial: &mut Trial<'_>) -> Result<()> {
-    wrong_config(
-        trial,
-        CONFIG.replace(
-            "[management]\n",
-            "[management]\nadress = \"10.77.1.1/16\"\n",
-        ),
-        &["line 5", "adress"],
-    )
-}
-
-fn config_bad_prefix(trial: &mut Trial<'_>) -> Result<()> {
-    let peer = "\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
-                endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/33\"]\n";
-    wrong_config(
-        trial,
-        format!("{CONFIG}{peer}"),
-        &["line 11", "10.77.2.0/33"],
-    )
-}
-
-fn config_missing_key(trial: &mut Trial<'_>) -> Result<()> {
-    let config: String = CONFIG
-        .lines()
-        .filter(|line| !line.starts_with("private_key"))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    wrong_config(trial, config, &["private_key", "missing"])
-}
-
 fn noise(trial: &mut Trial<'_>) -> Result<()> {
     let peer = "\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
                 endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/24\"]\n";
@@ -623,32 +580,4 @@ fn noise(trial: &mut Trial<'_>) -> Result<()> {
     machine.forwards()?;
     machine.answers_itself()?;
     machine.goes_on(2)
-}
-
-fn config_vcpus(trial: &mut Trial<'_>) -> Result<()> {
-    wrong_config(
-        trial,
-        config_with_guest("probe", "vcpus = 17\n"),
-        &["line 10", "17", "1 to 16"],
-    )
-}
-
-fn config_cpus(trial: &mut Trial<'_>) -> Result<()> {
-    const WHAT: &str = "[guest] cpus: there is no CPU 9: this box has 2, the first is 0";
-    let keys = "debug_exit = true\ncpus = [1, 9]\n";
-    let mut setup = Setup::new(config_with_guest("probe", keys));
-    setup.slot = Some(trial.stage.probe("hello").slot()?);
-    setup.problems = vec![WHAT.into()];
-    let mut machine = setup.start(trial)?;
-    machine.problem(WHAT)?;
-    machine.console("probe: hello: passed")?;
-    machine.forwards()
-}
-
-fn config_memory(trial: &mut Trial<'_>) -> Result<()> {
-    const WHAT: &str = "the guest wants 4096 MiB of memory, the box has";
-    let mut setup = Setup::new(config_with_guest("probe", "memory = \"4G\"\n"));
-    setup.slot = Some(trial.stage.probe("hello").slot()?);
-    setup.problems = vec![WHAT.into()];
-    without_guest(setup.start(trial)?, WHAT)
 }

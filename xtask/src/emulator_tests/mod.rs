@@ -2,6 +2,7 @@
 //! test has a deadline far beyond what it needs; nothing is measured.
 
 mod boxes;
+mod config;
 mod dmesg;
 pub mod frames;
 mod guest;

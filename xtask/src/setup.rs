@@ -113,10 +113,22 @@ fn ensure_or_say(groups: &[Group], dry_run: bool) -> Result<()> {
         Ok(_) => wanted.retain(|group| *group != Group::FirmwareToolchain),
         Err(_) => {}
     }
+    // One that is too old is there, and must be installed anew; its clippy goes with it.
+    let outdated = wanted
+        .contains(&Group::FirmwareToolchain)
+        .then(Toolchain::outdated_debian)
+        .flatten();
+    if let Some(version) = &outdated {
+        eprintln!("Debian's Rust here is too old for the box's binary: {version}");
+    }
     let missing: Vec<&Package> = all
         .iter()
         .filter(|package| {
-            wanted.iter().any(|group| group.name() == package.group) && !package.is_there()
+            let replaced = outdated.is_some() && package.is_part_of_rust();
+            match package.is_there() {
+                true => replaced,
+                false => wanted.iter().any(|group| group.name() == package.group),
+            }
         })
         .collect();
     if missing.is_empty() {
@@ -181,17 +193,10 @@ fn as_root() -> Result<Option<std::path::PathBuf>> {
 fn install(sudo: Option<&Path>, names: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(names);
-    let lists_are_there = std::fs::read_dir("/var/lib/apt/lists")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .any(|entry| entry.file_name().to_string_lossy().contains("_Packages"));
-    if lists_are_there && apt_get(sudo, &arguments)? {
-        return Ok(());
-    }
+    // Lists of another day bring packages of that day: a Rust that is too old, or what the server no longer has.
     eprintln!("Fetching the current package lists first (apt-get update)");
     if !apt_get(sudo, &["update"])? {
-        bail!("`apt-get update` failed: see its messages above");
+        eprintln!("`apt-get update` failed: going on with the lists that are here");
     }
     if !apt_get(sudo, &arguments)? {
         bail!(
@@ -256,6 +261,13 @@ struct Package<'a> {
 }
 
 impl Package<'_> {
+    /// True for Debian's Rust and what goes with it.
+    fn is_part_of_rust(&self) -> bool {
+        [Group::FirmwareToolchain, Group::FirmwareClippy]
+            .iter()
+            .any(|group| group.name() == self.group)
+    }
+
     fn is_there(&self) -> bool {
         self.shown_by
             .iter()

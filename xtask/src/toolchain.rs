@@ -15,6 +15,9 @@ pub const TARGET: &str = "x86_64-unknown-uefi";
 /// Debian's own toolchain (`rustc-web`, `cargo-web`), which comes before `PATH`: that may lead to rustup's.
 const DEBIAN: (&str, &str) = ("/usr/bin/cargo", "/usr/bin/rustc");
 
+/// The oldest Rust that builds Outpost: the workspace's `rust-version`.
+const OLDEST: &str = env!("CARGO_PKG_RUST_VERSION");
+
 /// Linkers that can stand in for rustup's own, best first: Debian's versioned names, then LLVM's.
 const LINKERS: [&str; 4] = ["lld-link-19", "lld-link", "lld-link-20", "lld-link-18"];
 
@@ -49,6 +52,7 @@ impl Toolchain {
         for (cargo, rustc) in [(cargo, rustc), debian] {
             if let Some(linker) = &linker
                 && has_sources(&rustc)
+                && is_recent(&version(&rustc).unwrap_or_default())
             {
                 return Ok(Toolchain {
                     cargo,
@@ -57,10 +61,21 @@ impl Toolchain {
                 });
             }
         }
+        let too_old = Toolchain::outdated_debian().map_or(String::new(), |version| {
+            format!(
+                " ({} is {version}; Outpost needs {OLDEST} or newer: `apt-get update` brings the list of newer ones)",
+                DEBIAN.1
+            )
+        });
         bail!(
-            "no Rust here can build for {TARGET}. Where rustup reaches its server: `rustup target add {TARGET}`. Else, on Debian, its \
+            "no Rust here can build for {TARGET}{too_old}. Where rustup reaches its server: `rustup target add {TARGET}`. Else, on Debian, its \
              own Rust with the library sources: `apt-get install rustc-web cargo-web rust-web-src lld-19`. `cargo xtask setup` does the one or the other"
         )
+    }
+
+    /// The version of Debian's Rust, if it is there and too old for Outpost: package lists that are not up to date bring such a one.
+    pub fn outdated_debian() -> Option<String> {
+        version(Path::new(DEBIAN.1)).filter(|version| !is_recent(version))
     }
 
     /// True if it is Debian's own.
@@ -210,6 +225,25 @@ fn ask(rustc: &Path, arguments: &[&str]) -> Option<PathBuf> {
         .then(|| String::from_utf8_lossy(&output.stdout).trim().into())
 }
 
+/// What `rustc --version` says.
+fn version(rustc: &Path) -> Option<String> {
+    ask(rustc, &["--version"])?
+        .into_os_string()
+        .into_string()
+        .ok()
+}
+
+/// True for a version that `rustc --version` gives if it is not older than [`OLDEST`].
+fn is_recent(version: &str) -> bool {
+    let numbers = |text: &str| -> Option<(u32, u32)> {
+        let (major, rest) = text.split_once('.')?;
+        let minor = rest.split(['.', '-']).next()?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let found = version.strip_prefix("rustc ").and_then(numbers);
+    found.is_some_and(|found| Some(found) >= numbers(OLDEST))
+}
+
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
     ask(rustc, &["--print", "sysroot"])
 }
@@ -254,6 +288,25 @@ mod tests {
             "RUSTUP_HOME",
         ] {
             assert!(!is_foreign(&name.into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_rust_older_than_the_workspaces_is_not_taken() {
+        for version in [
+            format!("rustc {OLDEST}.0 (4d91de4e4 2025-02-17) (built from a source tarball)"),
+            "rustc 1.196.0-nightly (0 2030-01-01)".to_owned(),
+            "rustc 2.0.0".to_owned(),
+        ] {
+            assert!(is_recent(&version), "{version}");
+        }
+        for version in [
+            "rustc 1.85.0 (4d91de4e4 2025-02-17)",
+            "rustc 0.99.0",
+            "gcc 12.2",
+            "",
+        ] {
+            assert!(!is_recent(version), "{version}");
         }
     }
 

@@ -89,17 +89,30 @@ impl<'de> Deserialize<'de> for Policy {
     }
 }
 
+/// `[services] nice` where the file is silent: of a CPU that they share with a guest that wants all of it, the services have 97% if they can use it, by
+/// Linux's weights. So frames are forwarded at their full rate whatever the guest does.
+const SERVICES_NICE: i8 = -15;
+
 /// `[services]`: the box's own work, frames first of all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Services {
-    /// Its nice value, -20 to 19, as Linux means it.
-    #[serde(default, deserialize_with = "nice")]
+    /// Its nice value, -20 to 19, as Linux means it. -15 by default: frames come before the guest.
+    #[serde(deserialize_with = "nice")]
     pub nice: i8,
     /// CPUs for each of which a service computes all it can and for nothing, so that shares of the CPUs can be measured; each once
     /// and below [`MAX_CPUS`]. Empty: none, which is right for every box that is not measured.
-    #[serde(default, deserialize_with = "load")]
+    #[serde(deserialize_with = "load")]
     pub load: Vec<u8>,
+}
+
+impl Default for Services {
+    fn default() -> Services {
+        Services {
+            nice: SERVICES_NICE,
+            load: Vec::new(),
+        }
+    }
 }
 
 fn default_name() -> String {

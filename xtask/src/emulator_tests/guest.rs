@@ -147,7 +147,7 @@ pub fn watchdog(trial: &mut Trial<'_>) -> Result<()> {
 /// Beside a service that wants its CPU, the guest's own account of its time has what was stolen from it.
 pub fn steal_time(trial: &mut Trial<'_>) -> Result<()> {
     const LEAST_TICKS: u64 = 20;
-    let sharing = "cpus = [1]\n[services]\nload = [1]\n";
+    let sharing = "cpus = [1]\n[services]\nnice = 0\nload = [1]\n";
     let mut setup = Setup::new(config_with_guest("directory", sharing));
     setup.slot = Some(trial.stage.directory.slot()?);
     let mut machine = setup.start(trial)?;

@@ -139,7 +139,7 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
 
 /// A guest and a service that want everything on every CPU: both have some of it, and the network what it needs.
 pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
-    let keys = format!("{TWO}policy = \"gang\"\n[services]\nload = [0, 1, 7]\n");
+    let keys = format!("{TWO}policy = \"gang\"\n[services]\nnice = 0\nload = [0, 1, 7]\n");
     // The third CPU of the list is not there, and the box says so.
     let mut machine = probe_with(trial, "burn 60", &keys, &["there is no CPU 7"])?;
     machine.problem("[services] load: there is no CPU 7")?;

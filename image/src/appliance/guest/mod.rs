@@ -15,7 +15,7 @@ use core::time::Duration;
 use outpost::console::GuestSays;
 use outpost::memory::Run;
 use outpost::restart::{Ended, RestartPolicy};
-use outpost_config::{Config, Guest};
+use outpost_config::{Config, Guest, Services};
 use outpost_hv::cpu::Vcpu;
 use outpost_hv::cpu::svm::SvmGuest;
 use outpost_hv::device::virtio::block::BlockConfig;
@@ -213,6 +213,7 @@ pub fn sharing(findings: &Findings) -> Sharing {
     let config = findings.config.as_ref().ok();
     let nice = |value: i8| Nice::new(value).unwrap_or_default();
     let guest = config.and_then(|config| config.guest.as_ref());
+    let services = config.map_or_else(Services::default, |config| config.services.clone());
     Sharing {
         policy: guest.map_or(Policy::Balance, |guest| match guest.policy {
             outpost_config::Policy::Fair => Policy::Fair,
@@ -222,9 +223,9 @@ pub fn sharing(findings: &Findings) -> Sharing {
         }),
         vcpus: guest.map_or(0, |guest| guest.vcpus as usize),
         guest: guest.map_or(Nice::default(), |guest| nice(guest.nice)),
-        services: config.map_or(Nice::default(), |config| nice(config.services.nice)),
+        services: nice(services.nice),
         cpus: guest.map_or(CpuSet::default(), |guest| set_of(&guest.cpus)),
-        load: config.map_or(CpuSet::default(), |config| set_of(&config.services.load)),
+        load: set_of(&services.load),
     }
 }
 

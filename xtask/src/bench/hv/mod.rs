@@ -11,6 +11,7 @@ pub mod ways;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use outpost_config::Services;
 
 use super::probed::packets::Pair;
 use super::probed::{Stage, VCPUS, locks, shares};
@@ -32,9 +33,6 @@ const WORK_MIB: u32 = 64;
 
 /// How often a run is repeated in which the emulator lost the guest's state.
 const AGAIN: u32 = 3;
-
-/// The services' nice value in a box whose frames come first, whatever the guest does.
-const FORWARDING_FIRST: i8 = -20;
 
 /// `cargo xtask bench hv`.
 #[derive(Debug, clap::Args)]
@@ -183,6 +181,7 @@ pub fn run(arguments: &Args) -> Result<bool> {
 
 /// The rows of the probe.
 fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()> {
+    let by_default = Services::default().nice;
     if arguments.wants(Figure::Lock) {
         let policies = ["fair", "balance", "gang"];
         locks::rows(stage, &policies, arguments.rounds, report)?;
@@ -192,11 +191,11 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
     }
     if arguments.wants(Figure::Latency) {
         for policy in ["balance", "gang"] {
-            Pair::start(stage, policy, 0)?.latency(report)?;
+            Pair::start(stage, policy, by_default)?.latency(report)?;
         }
     }
     if arguments.wants(Figure::Spin) {
-        for (services_nice, limited) in [(0, false), (FORWARDING_FIRST, true)] {
+        for (services_nice, limited) in [(0, false), (by_default, true)] {
             Pair::start(stage, "balance", services_nice)?.rate(limited, report)?;
         }
     }

@@ -7,10 +7,13 @@ pub mod shares;
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use outpost_config::Config;
 
 use crate::accel::Accelerator;
@@ -274,17 +277,26 @@ impl ProbedBox {
 /// How much nicer the emulated CPUs are than the rest.
 const NICER: i64 = 10;
 
-/// Gives the threads that execute the machine's CPUs a higher nice value than the thread of its devices, and this one, have; and those two real-time
-/// priority, where that is allowed. The far ends of the wires are no part of the box: two CPUs that spin must not keep them from this machine's own, of
-/// which there may be two. By nice values alone Linux lets who spins finish its slice of some milliseconds first (its EEVDF scheduler, from 6.6 on).
+/// Gives the threads that execute the machine's CPUs a higher nice value than the thread of its devices, and this one, have, and a CPU of this machine
+/// each, where it has as many; and those two real-time priority, where that is allowed, on any CPU but that of the emulated CPU 0. The far ends of the wires
+/// are no part of the box: two CPUs that spin must not keep them from this machine's own, of which there may be two, nor they the CPU that forwards. By nice
+/// values alone Linux lets who spins finish its slice of some milliseconds first (its EEVDF scheduler, from 6.6 on); and it moves a thread that was
+/// interrupted behind the other one that spins.
 fn yield_to_devices(qemu: &Process) -> Result<()> {
+    static OWN: OnceLock<Vec<usize>> = OnceLock::new();
+    let own = OWN.get_or_init(own_cpus);
+    let enough = own.len() >= usize::from(CPUS);
     let mut found = 0;
     let threads = format!("/proc/{}/task", qemu.id());
     for thread in std::fs::read_dir(&threads).with_context(|| format!("cannot read {threads}"))? {
         let thread = thread?;
         let name = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-        if name.starts_with("CPU ") {
-            nice_as_emulated(&thread.file_name().to_string_lossy())?;
+        if let Some(emulated) = emulated_cpu(&name) {
+            let id = thread.file_name().to_string_lossy().into_owned();
+            nice_as_emulated(&id)?;
+            if enough && let Some(cpu) = own.get(emulated) {
+                run_on(Pid::from_raw(id.parse()?), &[*cpu])?;
+            }
             found += 1;
         }
     }
@@ -292,7 +304,7 @@ fn yield_to_devices(qemu: &Process) -> Result<()> {
         bail!("QEMU has {found} threads for {CPUS} CPUs");
     }
     // A process's number is that of its first thread: in QEMU the one of the devices.
-    let threads = [qemu.id().as_raw(), nix::unistd::gettid().as_raw()];
+    let threads = [qemu.id(), nix::unistd::gettid()];
     for thread in threads {
         let mut chrt = process::command("chrt")?;
         chrt.args(["--rr", "--reset-on-fork", "--pid", "1"])
@@ -306,6 +318,29 @@ fn yield_to_devices(qemu: &Process) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The number in the name of a thread of QEMU's that executes a CPU: `CPU 1/TCG`.
+fn emulated_cpu(thread: &str) -> Option<usize> {
+    let number = thread.strip_prefix("CPU ")?.split('/').next()?;
+    number.trim().parse().ok()
+}
+
+/// The CPUs of this machine that this thread may run on.
+fn own_cpus() -> Vec<usize> {
+    let own = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+    (0..CpuSet::count())
+        .filter(|cpu| own.is_set(*cpu) == Ok(true))
+        .collect()
+}
+
+/// Lets a thread run on these CPUs only.
+fn run_on(thread: Pid, cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    sched_setaffinity(thread, &set).context("cannot bind a thread to CPUs")
 }
 
 /// Gives a thread the nice value of an emulated CPU.
@@ -357,6 +392,14 @@ mod tests {
         let stat = "7 (a b) c) R 1 7 1 34816 7 4194304 98 0 0 0 1 2 3 4 20 -5 1 0 999 8";
         assert_eq!(own_nice(stat), Some(-5));
         assert_eq!(own_nice("7"), None);
+    }
+
+    #[test]
+    fn the_emulated_cpus_are_known_by_their_threads() {
+        assert_eq!(emulated_cpu("CPU 1/TCG\n"), Some(1));
+        assert_eq!(emulated_cpu("CPU 10/KVM"), Some(10));
+        assert_eq!(emulated_cpu("qemu-system-x86"), None);
+        assert!(!own_cpus().is_empty());
     }
 
     #[test]

@@ -65,6 +65,16 @@ impl fmt::Display for NotEnough {
     }
 }
 
+/// The least dictionary that is worth its work, in bytes.
+const LEAST_DICTIONARY: u64 = 4 << 20;
+
+/// Bytes for the dictionary where the configuration does not say: a quarter of the box's memory (`all`), but no more than the guest leaves of the `free`
+/// bytes, for a box without its guest is worse than one with a small dictionary. At least 4 MiB.
+pub fn dictionary_by_default(all: u64, free: u64, guest: u64) -> u64 {
+    let left = free.saturating_sub(guest.next_multiple_of(GUEST_ALIGN));
+    (all / 4).min(left).max(LEAST_DICTIONARY)
+}
+
 /// Takes `wanted` bytes (rounded up to [`GUEST_ALIGN`]) for the guest out of `free`: from the top of the smallest run that
 /// holds it whole, else piecewise from the largest runs down. A guest of 1 GiB or more that is whole begins at a multiple of 1 GiB, if the
 /// run has room for that. `reserve` bytes stay for the box.
@@ -178,6 +188,20 @@ mod tests {
             run(20, 30),
         ]);
         assert_eq!(runs, [run(1, 2), run(4, 16), run(20, 30)]);
+    }
+
+    #[test]
+    fn the_dictionary_takes_a_quarter_unless_the_guest_needs_it() {
+        let by_default =
+            |all, free, guest| dictionary_by_default(all * MIB, free * MIB, guest * MIB) / MIB;
+        assert_eq!(by_default(768, 680, 256), 192);
+        assert_eq!(by_default(768, 680, 0), 192);
+        assert_eq!(by_default(344, 272, 256), 16);
+        // Rounded up as the guest's memory is.
+        assert_eq!(by_default(344, 272, 255), 16);
+        assert_eq!(by_default(344, 257, 256), 4);
+        // Not even the guest fits: it is told so, and the dictionary has its least.
+        assert_eq!(by_default(344, 272, 512), 4);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::process::{self, Process};
 
 /// The emulator, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
+/// Memory of a machine, unless something else is wanted, in MiB.
+pub const MEMORY_MIB: u32 = 768;
 
 /// Nanoseconds, and ticks of the TSC, that an instruction takes where they are counted. One would do, but then each second
 /// that the firmware waits would be 10⁹ instructions.
@@ -162,7 +164,7 @@ impl Qemu {
             accelerator,
             cpu_features: Vec::new(),
             cpus: 2,
-            memory_mib: 768,
+            memory_mib: MEMORY_MIB,
             disks: vec![disk],
             nics: Vec::new(),
             com1: Serial::Null,

@@ -5,15 +5,15 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
-use outpost_config::Config;
 
 use crate::firmware::Findings;
 use crate::machine::cpu::Path;
 use crate::machine::{heap, paging};
 use crate::output;
 
-/// What the box needs beside dictionary and guest: code, stacks, packet buffers, flows, page tables.
-const BOX_BYTES: u64 = 48 << 20;
+/// What is kept of the heap, with what it has from the firmware phase, for what is neither dictionary nor guest: packet buffers, flows, tunnel, consoles. With the parts of a small dictionary in
+/// memory, and this binary, the box does with 48 MiB beside guest and index.
+const BOX_BYTES: u64 = 38 << 20;
 /// Flows get half of what is left, within these.
 const LEAST_FLOWS: u64 = 8 << 20;
 const MOST_FLOWS: u64 = 512 << 20;
@@ -82,8 +82,14 @@ pub fn share_out(findings: &Findings) -> Shares {
     let total: u64 = findings.memory.iter().map(|run| run.bytes()).sum();
     let free_bytes: u64 = free.iter().map(|run| run.bytes()).sum();
     let config = findings.config.as_ref().ok();
-    let largest = free_bytes.saturating_sub(BOX_BYTES);
-    let wanted = config.map_or(0, |config| dictionary_wanted(config, total));
+    let reserve = BOX_BYTES.saturating_sub(heap::claimed());
+    let largest = free_bytes.saturating_sub(reserve);
+    let guest = config.and_then(|config| config.guest.as_ref());
+    let guest_bytes = guest.map_or(0, |guest| guest.memory.bytes());
+    let wanted = config.map_or(0, |config| match config.store.memory {
+        Some(memory) => memory.bytes(),
+        None => memory::dictionary_by_default(total, largest, guest_bytes),
+    });
     let dictionary = wanted.min(largest);
     if dictionary < wanted {
         output::problem(&alloc::format!(
@@ -92,9 +98,8 @@ pub fn share_out(findings: &Findings) -> Shares {
             wanted / MIB
         ));
     }
-    let guest = config
-        .and_then(|config| config.guest.as_ref())
-        .map(|guest| memory::take_guest(&mut free, guest.memory.bytes(), BOX_BYTES + dictionary));
+    let guest = guest
+        .map(|guest| memory::take_guest(&mut free, guest.memory.bytes(), reserve + dictionary));
     let guest_bytes = match &guest {
         Some(Ok(runs)) => runs.iter().map(|run| run.bytes()).sum(),
         _ => 0,
@@ -151,14 +156,6 @@ fn fitting(wanted: u64) -> u64 {
         ));
     }
     bytes
-}
-
-/// By default a quarter of the box's memory.
-fn dictionary_wanted(config: &Config, total: u64) -> u64 {
-    config
-        .store
-        .memory
-        .map_or(total / 4, |memory| memory.bytes())
 }
 
 fn print(lines: &[(&'static str, u64)]) {

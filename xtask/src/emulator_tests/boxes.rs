@@ -34,7 +34,12 @@ pub const CONFIG: &str = "role = \"branch\"\nprivate_key = \"AAECAwQFBgcICQoLDA0
 
 /// [`CONFIG`] with a guest.
 pub fn config_with_guest(name: &str, more: &str) -> String {
-    format!("{CONFIG}\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\n{more}")
+    format!("{CONFIG}{}", guest_table(name, more))
+}
+
+/// The lines for a guest.
+pub fn guest_table(name: &str, more: &str) -> String {
+    format!("\n[guest]\nname = \"{name}\"\naddress = \"{GUEST_ADDRESS}/16\"\n{more}")
 }
 
 /// What a box is made of. Change the fields, then [`Setup::start`].
@@ -47,6 +52,8 @@ pub struct Setup {
     pub cut: Option<u64>,
     /// How many CPUs.
     pub cpus: u8,
+    /// Its memory in MiB.
+    pub memory_mib: u32,
     /// CPU features in QEMU's notation.
     pub cpu_features: Vec<String>,
     /// The disk cannot be written.
@@ -75,6 +82,7 @@ impl Setup {
             slot: None,
             cut: None,
             cpus: 2,
+            memory_mib: qemu::MEMORY_MIB,
             cpu_features: Vec::new(),
             read_only: false,
             disk_can_hang: false,
@@ -126,6 +134,7 @@ impl Setup {
             },
         );
         machine.cpus = self.cpus;
+        machine.memory_mib = self.memory_mib;
         machine.cpu_features = self.cpu_features.clone();
         machine.exit_on_reset = true;
         let wires = [WireEnd::new(folder, "lan")?, WireEnd::new(folder, "wan")?];

@@ -18,6 +18,7 @@ mod outbox;
 pub mod report;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod spare;
 pub mod store;
 mod switch;
 mod tcp;

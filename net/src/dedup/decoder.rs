@@ -127,6 +127,9 @@ impl Decoder {
         let mut taken = 0;
         loop {
             let now = self.room().min(wire.len() - taken);
+            if now > 0 {
+                receiver.spares.lend(&mut self.wire);
+            }
             self.wire
                 .extend_from_slice(wire.get(taken..taken + now).unwrap_or(&[]));
             taken += now;
@@ -142,6 +145,9 @@ impl Decoder {
                 }
             }
             if taken == wire.len() || self.room() == 0 {
+                if self.ready.is_empty() && self.ready.capacity() > MOST_READY / 4 {
+                    receiver.spares.take_back(&mut self.ready);
+                }
                 return Ok(taken);
             }
         }
@@ -157,11 +163,7 @@ impl Decoder {
         self.taken = self.taken.saturating_add(len).min(self.ready.len());
         if self.taken == self.ready.len() {
             self.taken = 0;
-            if self.ready.capacity() > MOST_READY / 4 {
-                self.ready = Vec::new()
-            } else {
-                self.ready.clear()
-            }
+            self.ready.clear();
         }
     }
 
@@ -200,6 +202,7 @@ impl Decoder {
                 return Err(DecodeError::Unverified);
             }
             self.waiting = None;
+            receiver.spares.lend(&mut self.ready);
             let start = self.ready.len();
             self.ready.extend_from_slice(&bytes);
             // A copy's source is mended by the way.
@@ -225,7 +228,7 @@ impl Decoder {
         self.wire = wire;
         self.wire.drain(..used);
         if self.wire.is_empty() && self.wire.capacity() > MAX_WIRE_BLOCK / 4 {
-            self.wire = Vec::new();
+            receiver.spares.take_back(&mut self.wire);
         }
         result
     }
@@ -253,6 +256,7 @@ impl Decoder {
         }
         self.flow = self.flow.or(header.flow);
         self.make_room();
+        receiver.spares.lend(&mut self.ready);
         let start = self.ready.len();
         let before = matches!(header.kind, Kind::Coded { .. }).then(|| self.tables.clone());
         let mut found = Found::default();

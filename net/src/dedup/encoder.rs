@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::anchor::Anchor;
 use super::codec::{FarMatch, Tables};
 use super::digest::DIGEST_BYTES;
 use super::search::Search;
@@ -9,12 +10,16 @@ use super::sender::Sender;
 use super::statistics::FlowStatistics;
 use super::store::Store;
 use super::wire::{Contiguity, FlowId, Header, Kind, MAX_BLOCK};
+use crate::spare::Spares;
 
 /// A run at least this long is sent as a copy and not stored again; what is shorter is stored again with its surroundings,
 /// so that the next repeat finds them in one piece.
 const LONG: usize = 32 * 1024;
 /// The least that is stored between two copies, so that an anchor fits in.
 const MIN_STORED: usize = 64;
+
+/// Bytes of buffers that are kept to be used again.
+const SPARE_BYTES: usize = 1 << 20;
 
 /// Whether the flow has paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,29 @@ pub enum Flush {
     No,
     /// Everything goes out now.
     Yes,
+}
+
+/// What the encoders of a sending side work in, one after the other.
+pub struct Room {
+    /// A block's body.
+    body: Vec<u8>,
+    /// A block's matches.
+    far: Vec<FarMatch>,
+    /// Anchors of a block where nothing was looked up.
+    pub anchors: Vec<Anchor>,
+    /// Buffers of encoders that hold no input now.
+    pending: Spares<Vec<u8>>,
+}
+
+impl Room {
+    pub fn new() -> Self {
+        Room {
+            body: Vec::new(),
+            far: Vec::new(),
+            anchors: Vec::new(),
+            pending: Spares::new(SPARE_BYTES),
+        }
+    }
 }
 
 /// One flow's sending end.
@@ -103,6 +131,9 @@ impl Encoder {
             let Some(bytes) = input.get(taken..taken + now) else {
                 break;
             };
+            if now > 0 {
+                sender.room.pending.lend(&mut self.pending);
+            }
             if self.pending.is_empty() && now >= MAX_BLOCK / 4 {
                 self.pending.reserve_exact(MAX_BLOCK);
             }
@@ -238,10 +269,11 @@ impl Encoder {
         };
         let digest = sender.digest.digest(bytes);
         let position = sender.append(bytes);
-        let far = self.usable(sender, len);
+        let mut far = core::mem::take(&mut sender.room.far);
+        self.usable(sender, len, &mut far);
         let start = out.len();
         // The header needs the body's length: the body is made first and moved.
-        let mut body = core::mem::take(&mut sender.body);
+        let mut body = core::mem::take(&mut sender.room.body);
         body.clear();
         let parts = sender.encode(self.flow, position, len, &far, &mut self.tables, &mut body);
         match parts {
@@ -278,7 +310,8 @@ impl Encoder {
                 self.statistics.raw_blocks += 1;
             }
         }
-        sender.body = body;
+        sender.room.body = body;
+        sender.room.far = far;
         out.extend_from_slice(&digest);
         let range = position..position + len as u64;
         self.search.index(sender, &self.pending, position, len);
@@ -288,8 +321,8 @@ impl Encoder {
     }
 
     /// The matches in the first `len` bytes of `pending` that may still be referred to.
-    fn usable<S: Store>(&self, sender: &Sender<S>, len: usize) -> Vec<FarMatch> {
-        let mut usable = Vec::new();
+    fn usable<S: Store>(&self, sender: &Sender<S>, len: usize, usable: &mut Vec<FarMatch>) {
+        usable.clear();
         for found in self.search.far.iter().take_while(|found| found.start < len) {
             let clipped = FarMatch {
                 len: found.len.min(len - found.start),
@@ -303,7 +336,6 @@ impl Encoder {
                 usable.push(clipped);
             }
         }
-        usable
     }
 
     fn header(&mut self, kind: Kind, raw: usize, out: &mut Vec<u8>) {
@@ -323,7 +355,7 @@ impl Encoder {
         self.pending.drain(..len);
         self.search.taken(len);
         if self.pending.is_empty() && self.pending.capacity() > MAX_BLOCK / 2 {
-            self.pending = Vec::new();
+            sender.room.pending.take_back(&mut self.pending);
         }
     }
 }

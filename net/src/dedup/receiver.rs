@@ -12,12 +12,16 @@ use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
 use super::store::{Log, RingStore, Store};
 use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
+use crate::spare::Spares;
 use crate::store::{Direction, Disk, DiskLog, StoreStatistics};
 
 /// Confirmations wait until they stand for so many bytes, or somebody asks.
 const LAZY_BYTES: u64 = 64 * 1024;
 /// Ranges that the record of a store keeps; of more, the oldest are given up.
 const MOST_PRESENT: usize = 16 * 1024;
+
+/// Bytes of buffers that are kept to be used again.
+const SPARE_BYTES: usize = 2 << 20;
 
 /// Whether confirmations may wait for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +50,15 @@ pub struct Receiver<S: Store = Log> {
     pub(super) statistics: ReceiverStatistics,
     /// Changes with every session: decoders of an earlier one are void.
     pub(super) session: u64,
-    confirms: BTreeMap<FlowId, u32>,
+    /// Blocks to be confirmed, by flow, in order.
+    confirms: Vec<(FlowId, u32)>,
     unconfirmed: u64,
     urgent: Vec<u8>,
     answers: BTreeMap<(FlowId, u32), Option<Vec<u8>>>,
     inbox: Inbox,
     pub(super) workspace: Workspace,
+    /// Buffers of decoders that hold nothing now.
+    pub(super) spares: Spares<Vec<u8>>,
 }
 
 impl Receiver<Log> {
@@ -102,12 +109,13 @@ impl<S: Store> Receiver<S> {
             digest: None,
             statistics: ReceiverStatistics::default(),
             session: 0,
-            confirms: BTreeMap::new(),
+            confirms: Vec::new(),
             unconfirmed: 0,
             urgent: Vec::new(),
             answers: BTreeMap::new(),
             inbox: Inbox::default(),
             workspace: Workspace::default(),
+            spares: Spares::new(SPARE_BYTES),
         }
     }
 
@@ -143,13 +151,17 @@ impl<S: Store> Receiver<S> {
             urgency == Urgency::Now || !self.urgent.is_empty() || self.unconfirmed >= LAZY_BYTES;
         if now {
             // Confirmations first: a request names a block that is not among them.
-            for (flow, blocks) in core::mem::take(&mut self.confirms) {
-                Message::Confirm { flow, blocks }.emit(&mut self.urgent);
-            }
+            self.emit_confirms();
             self.unconfirmed = 0;
             out.append(&mut self.urgent);
         }
         self.statistics.control_bytes += (out.len() - start) as u64;
+    }
+
+    fn emit_confirms(&mut self) {
+        for (flow, blocks) in self.confirms.drain(..) {
+            Message::Confirm { flow, blocks }.emit(&mut self.urgent);
+        }
     }
 
     /// Takes in control bytes of the peer's [`Sender`](super::Sender), cut anywhere. Decoders that wait
@@ -263,7 +275,14 @@ impl<S: Store> Receiver<S> {
 
     /// A block of a flow is verified.
     pub(super) fn verified(&mut self, flow: FlowId, raw: usize) {
-        *self.confirms.entry(flow).or_insert(0) += 1;
+        match self.confirms.binary_search_by_key(&flow, |(flow, _)| *flow) {
+            Ok(at) => {
+                if let Some((_, blocks)) = self.confirms.get_mut(at) {
+                    *blocks += 1;
+                }
+            }
+            Err(at) => self.confirms.insert(at, (flow, 1)),
+        }
         self.unconfirmed += raw as u64;
         self.statistics.blocks += 1;
         self.statistics.raw_bytes += raw as u64;
@@ -279,9 +298,7 @@ impl<S: Store> Receiver<S> {
         lost.keep_newest(MAX_RANGES);
         self.statistics.refetches += 1;
         self.answers.insert((flow, block), None);
-        for (flow, blocks) in core::mem::take(&mut self.confirms) {
-            Message::Confirm { flow, blocks }.emit(&mut self.urgent);
-        }
+        self.emit_confirms();
         let lost = lost.iter().cloned().collect();
         Message::Refetch { flow, block, lost }.emit(&mut self.urgent);
     }

@@ -228,7 +228,8 @@ impl Search {
             sender.note_anchor(fingerprint, position + WINDOW as u64);
         }
         let unrolled = self.rolled..self.scanned.max(self.rolled);
-        let mut anchors = Vec::new();
+        let mut anchors = core::mem::take(&mut sender.room.anchors);
+        anchors.clear();
         for gap in self.skipped.iter().chain([&unrolled]) {
             // All windows that end in the gap, or reach into it.
             let start = gap.start.saturating_sub(WINDOW - 1);
@@ -245,6 +246,7 @@ impl Search {
         for anchor in rolled.chain(&anchors) {
             sender.note_anchor(anchor.fingerprint, position + anchor.at as u64);
         }
+        sender.room.anchors = anchors;
     }
 
     /// The first `len` bytes of the input are gone.

@@ -1,19 +1,22 @@
 //! The sending side's dictionary: the log of what was sent, the anchor index over it, and the record of what the peer
 //! has confirmed. Encoders, one for each flow, work against it.
 
+mod pins;
 mod start;
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::Rng;
 
+use self::pins::Pins;
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
 use super::codec::{Coder, Effort, FarMatch, Input, Parts, Tables};
 use super::digest::DigestKey;
+use super::encoder::Room;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
 use super::store::{Log, Store};
@@ -91,8 +94,7 @@ pub struct Sender<S: Store = Log> {
     pub(super) anchors: AnchorIndex,
     coder: Coder,
     effort: Effort,
-    /// Room for a block's body.
-    pub(super) body: Vec<u8>,
+    pub(super) room: Room,
     pub(super) digest: DigestKey,
     pub(super) statistics: SenderStatistics,
     log: [u8; 16],
@@ -103,8 +105,7 @@ pub struct Sender<S: Store = Log> {
     flows: BTreeMap<FlowId, Flow>,
     next_flow: FlowId,
     closed: VecDeque<FlowId>,
-    /// Unconfirmed blocks by the start of their bytes in the log.
-    pins: BTreeSet<(u64, FlowId, u32)>,
+    pins: Pins,
     wanted: VecDeque<(FlowId, u32)>,
     greeting: Option<Vec<u8>>,
     inbox: Inbox,

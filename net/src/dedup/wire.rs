@@ -323,12 +323,13 @@ fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<Range<u64>>, Malformed> {
 impl Message {
     /// Appends the message with its length. Ranges are sorted and disjoint, at most [`MAX_RANGES`].
     pub fn emit(&self, out: &mut Vec<u8>) {
-        let mut message = Vec::new();
+        let start = out.len();
+        let message = &mut *out;
         match self {
             Message::SenderHello { log, head, key } => {
                 message.push(1);
                 message.extend_from_slice(log);
-                put_number(&mut message, *head);
+                put_number(message, *head);
                 message.extend_from_slice(key);
             }
             Message::ReceiverHello {
@@ -338,24 +339,24 @@ impl Message {
             } => {
                 message.push(2);
                 message.extend_from_slice(log);
-                put_number(&mut message, *capacity);
-                put_ranges(&mut message, ranges);
+                put_number(message, *capacity);
+                put_ranges(message, ranges);
             }
             Message::Confirm { flow, blocks } => {
                 message.push(3);
-                put_number(&mut message, u64::from(*flow));
-                put_number(&mut message, u64::from(*blocks));
+                put_number(message, u64::from(*flow));
+                put_number(message, u64::from(*blocks));
             }
             Message::Refetch { flow, block, lost } => {
                 message.push(4);
-                put_number(&mut message, u64::from(*flow));
-                put_number(&mut message, u64::from(*block));
-                put_ranges(&mut message, lost);
+                put_number(message, u64::from(*flow));
+                put_number(message, u64::from(*block));
+                put_ranges(message, lost);
             }
             Message::Answer { flow, block, bytes } => {
                 message.push(5);
-                put_number(&mut message, u64::from(*flow));
-                put_number(&mut message, u64::from(*block));
+                put_number(message, u64::from(*flow));
+                put_number(message, u64::from(*block));
                 message.extend_from_slice(bytes);
             }
             Message::CodedAnswer {
@@ -365,14 +366,19 @@ impl Message {
                 body,
             } => {
                 message.push(6);
-                put_number(&mut message, u64::from(*flow));
-                put_number(&mut message, u64::from(*block));
-                put_number(&mut message, *raw as u64);
+                put_number(message, u64::from(*flow));
+                put_number(message, u64::from(*block));
+                put_number(message, *raw as u64);
                 message.extend_from_slice(body);
             }
         }
-        put_number(out, message.len() as u64);
-        out.extend_from_slice(&message);
+        // The length is known only now, and goes before.
+        let end = out.len();
+        put_number(out, (end - start) as u64);
+        let length = out.len() - end;
+        if let Some(message) = out.get_mut(start..) {
+            message.rotate_right(length);
+        }
     }
 
     fn parse(body: &[u8]) -> Result<Message, Malformed> {

@@ -11,6 +11,7 @@ use super::effort::Gauge;
 use super::message::CONTROL;
 use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
 use crate::hash::Random;
+use crate::spare::Spares;
 use crate::store::{BlockDevice, DeviceError, Disk, DiskLog, Opened, StoreStatistics, Ticket};
 use crate::time::Instant;
 use crate::tunnel::{Endpoint, Read, State, StreamId, Tunnel, TunnelConfig, public_key};
@@ -35,6 +36,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes read from the tunnel at once.
 const READ: usize = 16 * 1024;
+
+/// Bytes of flows' buffers that are kept to be used again.
+const SPARE_BYTES: usize = 1 << 20;
 
 /// The control stream carried what no honest peer sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,10 @@ pub struct Link {
     incoming: Vec<u8>,
     outgoing: Vec<u8>,
     taken: usize,
+    /// Room for one control message.
+    room: Vec<u8>,
+    /// Buffers of flows that have nothing for the tunnel now.
+    pub spares: Spares<Vec<u8>>,
     /// When confirmations must go that might have waited for more.
     confirm_at: Option<Instant>,
     /// Where the dictionaries lie, if not in memory.
@@ -165,6 +173,8 @@ impl Link {
             incoming: Vec::new(),
             outgoing: Vec::new(),
             taken: 0,
+            room: Vec::new(),
+            spares: Spares::new(SPARE_BYTES),
             confirm_at: None,
             device: parts.device.filter(|_| !is_refused),
             is_refused,
@@ -364,12 +374,12 @@ impl Link {
                 _ => Urgency::Lazy,
             };
             let before = self.outgoing.len();
-            put(&mut self.outgoing, FOR_RECEIVER, |out| {
+            put(&mut self.outgoing, &mut self.room, FOR_RECEIVER, |out| {
                 if self.sender.control_pending() {
                     self.sender.take_control(out, ENOUGH);
                 }
             });
-            put(&mut self.outgoing, FOR_SENDER, |out| {
+            put(&mut self.outgoing, &mut self.room, FOR_SENDER, |out| {
                 if self.receiver.control_pending() {
                     self.receiver.take_control(out, urgency);
                 }
@@ -407,14 +417,17 @@ impl Link {
     }
 }
 
-/// Appends what `write` writes for `whom`, in as many messages as it takes.
-fn put(out: &mut Vec<u8>, whom: u8, write: impl FnOnce(&mut Vec<u8>)) {
-    let mut bytes = Vec::new();
-    write(&mut bytes);
+/// Appends what `write` writes for `whom` (into `bytes`, which is empty before and after), in as many messages as it takes.
+fn put(out: &mut Vec<u8>, bytes: &mut Vec<u8>, whom: u8, write: impl FnOnce(&mut Vec<u8>)) {
+    write(bytes);
     for message in bytes.chunks(MAX_MESSAGE) {
         out.push(whom);
         out.extend_from_slice(&(message.len() as u32).to_le_bytes());
         out.extend_from_slice(message);
+    }
+    bytes.clear();
+    if bytes.capacity() > READ {
+        *bytes = Vec::new();
     }
 }
 
@@ -427,8 +440,11 @@ mod tests {
     fn what_is_too_long_for_one_control_message_goes_in_several() {
         let long: Vec<u8> = (0..2 * MAX_MESSAGE + 7).map(|at| at as u8).collect();
         let mut out = Vec::new();
-        put(&mut out, FOR_SENDER, |bytes| bytes.extend_from_slice(&long));
-        put(&mut out, FOR_RECEIVER, |_| {});
+        let mut room = Vec::new();
+        put(&mut out, &mut room, FOR_SENDER, |bytes| {
+            bytes.extend_from_slice(&long)
+        });
+        put(&mut out, &mut room, FOR_RECEIVER, |_| {});
         let (mut rest, mut came, mut lengths) = (&out[..], Vec::new(), Vec::new());
         while let Some((&[whom, a, b, c, d], after)) = rest.split_first_chunk::<HEADER>() {
             let (message, after) = after.split_at(u32::from_le_bytes([a, b, c, d]) as usize);

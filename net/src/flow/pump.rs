@@ -140,7 +140,7 @@ impl Pump {
         self.taken = 0;
         self.outgoing.clear();
         if self.outgoing.capacity() > KEPT {
-            self.outgoing = Vec::new();
+            link.spares.take_back(&mut self.outgoing);
         }
         true
     }
@@ -172,6 +172,9 @@ impl Pump {
             let credit = self.encoder.writable(&link.sender);
             self.needs_credit = waiting > 0 && credit == 0;
             let before = host.clock();
+            if waiting > 0 {
+                link.spares.lend(&mut self.outgoing);
+            }
             let encoded = self.outgoing.len();
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = host.read(|bytes| {

@@ -179,7 +179,10 @@ impl Connection {
                     .recovery
                     .acknowledged(now, &ack, &mut |o, f| streams.on_outcome(o, f));
                 self.settle_ranges = ack.count();
-                report.map(|r| self.take_in(now, &r, before, statistics))
+                report.map(|report| {
+                    self.take_in(now, &report, before, statistics);
+                    self.recovery.give_back(report);
+                })
             }
             Frame::Settled(number) => {
                 self.received.settle(number);
@@ -261,7 +264,7 @@ impl Connection {
         }
         if self.recovery.timer().is_some_and(|t| t <= now) {
             let before = self.recovery.in_flight();
-            let mut report = Report::default();
+            let mut report = self.recovery.report();
             let streams = &mut self.streams;
             if self
                 .recovery
@@ -271,6 +274,7 @@ impl Connection {
                 self.probes = PROBES;
             }
             self.take_in(now, &report, before, statistics);
+            self.recovery.give_back(report);
         }
         if now >= self.keepalive_at() {
             self.pinged_at = now;

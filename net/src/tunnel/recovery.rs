@@ -40,24 +40,23 @@ pub(super) enum SentFrame {
     MaxStreams,
 }
 
-/// The frames of one packet: nearly always one, which then needs no allocation.
+/// The frames of one packet: nearly always one, seldom more than two, which then need no allocation.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SentFrames {
-    one: Option<SentFrame>,
+    few: [Option<SentFrame>; 2],
     more: Vec<SentFrame>,
 }
 
 impl SentFrames {
     pub(super) fn push(&mut self, frame: SentFrame) {
-        if self.one.is_none() {
-            self.one = Some(frame);
-        } else {
-            self.more.push(frame);
+        match self.few.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(frame),
+            None => self.more.push(frame),
         }
     }
 
     fn iter(&self) -> impl Iterator<Item = SentFrame> + '_ {
-        self.one.iter().chain(&self.more).copied()
+        self.few.iter().flatten().chain(&self.more).copied()
     }
 }
 
@@ -145,6 +144,8 @@ pub(super) struct Recovery {
     first_sent_at: Instant,
     /// While `delivered` is below it, samples are limited by what there was to send.
     app_limited_until: u64,
+    /// Room for [`Report::lost`].
+    lost_room: Vec<(u64, u32)>,
 }
 
 impl Recovery {
@@ -167,7 +168,22 @@ impl Recovery {
             delivered_at: now,
             first_sent_at: now,
             app_limited_until: 0,
+            lost_room: Vec::new(),
         }
+    }
+
+    /// A report of nothing yet. Hand it to [`give_back`](Self::give_back) afterwards.
+    pub(super) fn report(&mut self) -> Report {
+        Report {
+            lost: core::mem::take(&mut self.lost_room),
+            ..Report::default()
+        }
+    }
+
+    /// The report is not needed any more, but the next one needs its room.
+    pub(super) fn give_back(&mut self, report: Report) {
+        self.lost_room = report.lost;
+        self.lost_room.clear();
     }
 
     pub(super) fn next_number(&self) -> u64 {
@@ -252,7 +268,7 @@ impl Recovery {
         if ack.largest >= self.next {
             return Err(Violation::Acknowledgement);
         }
-        let mut report = Report::default();
+        let mut report = self.report();
         let base = self.settled_below();
         // The newest packet that this acknowledges gives the rate sample.
         let mut newest: Option<(u64, u64, Instant, Instant, Instant, bool)> = None;

@@ -2,6 +2,7 @@
 //!
 //! A failing test prints its seed; `SEED=n cargo test -p outpost-net --test system` runs the random scenarios with it alone.
 
+mod allocations;
 mod bridge;
 mod failures;
 mod floods;

@@ -80,6 +80,16 @@ pub struct World {
     pub disks: [Option<Rc<dyn BlockDevice>>; 2],
     /// Adds damaged copies of frames that arrive at the boxes, from a seed of their own.
     pub forge: Option<(Forge, u64)>,
+    /// How often the boxes have allocated something, if wanted.
+    pub allocations: Option<u64>,
+}
+
+/// Does something, and counts what it allocates.
+fn count(allocations: &mut Option<u64>, run: impl FnOnce()) {
+    match allocations {
+        Some(count) => *count += allocation_counter::measure(run).count_total,
+        None => run(),
+    }
 }
 
 fn index(site: Site) -> usize {
@@ -129,6 +139,7 @@ impl World {
             flow_memory: 64 << 20,
             disks: [None, None],
             forge: None,
+            allocations: None,
         };
         world.power_on(Site::Branch);
         world.power_on(Site::Core);
@@ -292,7 +303,9 @@ impl World {
                 let port = [Port::Lan, Port::Wan, Port::Guest][usize::from(number)];
                 self.forge(site, port, &frame);
                 match &mut self.boxes[index(site)] {
-                    Some(engine) => engine.receive(Instant::from_micros(self.now), port, &frame),
+                    Some(engine) => count(&mut self.allocations, || {
+                        engine.receive(Instant::from_micros(self.now), port, &frame);
+                    }),
                     // The bypass relay.
                     None => match port {
                         Port::Lan => self.send_to_line(site, frame),
@@ -312,8 +325,11 @@ impl World {
             if let Some(mut engine) = self.boxes[index(site)].take() {
                 let mut out = vec![];
                 let now = Instant::from_micros(self.now);
-                engine.poll(now, &mut |port, frame| {
-                    out.push((port, frame.to_vec()));
+                count(&mut self.allocations, || {
+                    engine.poll(now, &mut |port, frame| {
+                        // What the bench itself puts aside does not count.
+                        allocation_counter::opt_out(|| out.push((port, frame.to_vec())));
+                    });
                 });
                 if let Some(ticket) = engine.keep_store(now) {
                     engine.store_flushed(ticket);

@@ -1,7 +1,6 @@
 //! Arrays of bytes by Huffman codes of at most eleven bits. A table is sent along, or is the one of the flow's last block,
 //! or one that both ends have from the start, whichever is smallest.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::super::wire::{Malformed, Reader, put_number};
@@ -27,6 +26,19 @@ pub type Lengths = [u8; 256];
 pub struct Room {
     stream: Vec<u8>,
     streams: Vec<u8>,
+    /// A table as it is sent along.
+    table: Vec<u8>,
+    nibbles: Vec<u8>,
+    tree: Tree,
+}
+
+/// Room to make a code in.
+#[derive(Default)]
+struct Tree {
+    symbols: Vec<(u32, u8)>,
+    weights: Vec<u64>,
+    parents: Vec<usize>,
+    depths: Vec<u32>,
 }
 
 /// How often each byte occurs.
@@ -50,13 +62,20 @@ pub fn histogram(bytes: &[u8]) -> [u32; 256] {
 }
 
 /// Optimal code lengths, then cut to [`MAX_BITS`].
-fn lengths(counts: &[u32; 256]) -> Lengths {
-    let mut symbols: Vec<(u32, u8)> = counts
+fn lengths(counts: &[u32; 256], tree: &mut Tree) -> Lengths {
+    let Tree {
+        symbols,
+        weights,
+        parents,
+        depths,
+    } = tree;
+    symbols.clear();
+    let used = counts
         .iter()
         .enumerate()
         .filter(|(_, count)| **count > 0)
-        .map(|(symbol, count)| (*count, symbol as u8))
-        .collect();
+        .map(|(symbol, count)| (*count, symbol as u8));
+    symbols.extend(used);
     let mut lengths = [0; 256];
     match symbols.len() {
         0 => return lengths,
@@ -69,8 +88,10 @@ fn lengths(counts: &[u32; 256]) -> Lengths {
     symbols.sort_unstable();
     // Two queues: leaves in order, and inner nodes, which are made in order.
     let leaves = symbols.len();
-    let mut weights: Vec<u64> = symbols.iter().map(|(count, _)| u64::from(*count)).collect();
-    let mut parents = vec![0usize; 2 * leaves - 1];
+    weights.clear();
+    weights.extend(symbols.iter().map(|(count, _)| u64::from(*count)));
+    parents.clear();
+    parents.resize(2 * leaves - 1, 0);
     let (mut leaf, mut inner) = (0, leaves);
     for node in leaves..2 * leaves - 1 {
         let mut weight = 0;
@@ -87,7 +108,8 @@ fn lengths(counts: &[u32; 256]) -> Lengths {
         }
         weights.push(weight);
     }
-    let mut depths = vec![0u32; 2 * leaves - 1];
+    depths.clear();
+    depths.resize(2 * leaves - 1, 0);
     for node in (0..2 * leaves - 2).rev() {
         depths[node] = depths[parents[node]] + 1;
     }
@@ -117,7 +139,7 @@ fn lengths(counts: &[u32; 256]) -> Lengths {
             depths[leaf] -= 1;
         }
     }
-    for ((_, symbol), depth) in symbols.iter().zip(&depths) {
+    for ((_, symbol), depth) in symbols.iter().zip(depths.iter()) {
         lengths[usize::from(*symbol)] = *depth as u8;
     }
     lengths
@@ -160,8 +182,8 @@ fn cost(counts: &[u32; 256], lengths: &Lengths) -> Option<u64> {
 
 /// Code lengths as nibbles: a length, or 12 and a count less 3 of zeros, or 13 and a byte for more of them, or 14 and a count less 3
 /// of repeats of the last length, or 15 for zeros to the end.
-fn put_lengths(lengths: &Lengths, out: &mut Vec<u8>) {
-    let mut nibbles: Vec<u8> = Vec::with_capacity(256);
+fn put_lengths(lengths: &Lengths, nibbles: &mut Vec<u8>, out: &mut Vec<u8>) {
+    nibbles.clear();
     let end = lengths
         .iter()
         .rposition(|length| *length > 0)
@@ -222,10 +244,11 @@ fn read_lengths(reader: &mut Reader<'_>) -> Result<Lengths, Malformed> {
 }
 
 /// A decoding table: for the next eleven bits, a symbol and the length of its code.
-struct Table(Vec<u16>);
+#[derive(Default)]
+pub struct Table(Vec<u16>);
 
 impl Table {
-    fn new(lengths: &Lengths) -> Result<Table, Malformed> {
+    fn fill(&mut self, lengths: &Lengths) -> Result<&[u16; TABLE], Malformed> {
         let mut sum = 0u64;
         for length in lengths.iter().filter(|length| **length > 0) {
             if u32::from(*length) > MAX_BITS {
@@ -237,7 +260,9 @@ impl Table {
             return Err(Malformed);
         }
         // Bits that are no code read as a symbol of eleven bits: the digest tells.
-        let mut table = vec![(MAX_BITS as u16) << 8; TABLE];
+        self.0.clear();
+        self.0.resize(TABLE, (MAX_BITS as u16) << 8);
+        let table: &mut [u16; TABLE] = self.0.as_mut_slice().try_into().map_err(|_| Malformed)?;
         let codes = codes(lengths);
         for (symbol, length) in lengths
             .iter()
@@ -251,7 +276,7 @@ impl Table {
                 slot += step;
             }
         }
-        Ok(Table(table))
+        Ok(table)
     }
 }
 
@@ -293,14 +318,14 @@ pub fn encode(
         out.extend([MODE_SAME, *first]);
         return;
     }
-    let fresh = lengths(&counts);
-    let mut table = Vec::new();
-    put_lengths(&fresh, &mut table);
+    let fresh = lengths(&counts, &mut room.tree);
+    room.table.clear();
+    put_lengths(&fresh, &mut room.nibbles, &mut room.table);
     let bits = |cost: Option<u64>, table: usize| cost.map(|bits| bits.div_ceil(8) + table as u64);
     let choices = [
         (MODE_STANDARD, bits(cost(&counts, standard), 0)),
         (MODE_LAST, bits(cost(&counts, last), 0)),
-        (MODE_NEW, bits(cost(&counts, &fresh), table.len())),
+        (MODE_NEW, bits(cost(&counts, &fresh), room.table.len())),
         (MODE_RAW, Some(bytes.len() as u64)),
     ];
     let best = choices
@@ -314,7 +339,7 @@ pub fn encode(
         MODE_LAST => {}
         MODE_NEW => {
             *last = fresh;
-            out.extend_from_slice(&table);
+            out.extend_from_slice(&room.table);
         }
         _ => {
             out.extend_from_slice(bytes);
@@ -340,12 +365,13 @@ pub fn encode(
     out.extend_from_slice(&room.streams);
 }
 
-/// Appends `len` decoded bytes to `out`.
+/// Appends `len` decoded bytes to `out`, working in `table`.
 pub fn decode(
     reader: &mut Reader<'_>,
     len: usize,
     last: &mut Lengths,
     standard: &Lengths,
+    table: &mut Table,
     out: &mut Vec<u8>,
 ) -> Result<(), Malformed> {
     if len == 0 {
@@ -367,8 +393,7 @@ pub fn decode(
         MODE_STANDARD => *last = *standard,
         _ => return Err(Malformed),
     }
-    let table = Table::new(last)?;
-    let table: &[u16; TABLE] = table.0.as_slice().try_into().map_err(|_| Malformed)?;
+    let table: &[u16; TABLE] = table.fill(last)?;
     out.resize(start + len, 0);
     let out = out.get_mut(start..).ok_or(Malformed)?;
     if len < FOUR_STREAMS {
@@ -453,14 +478,14 @@ mod tests {
         #[test]
         fn lengths_make_a_code_and_survive_the_line(counts in prop::collection::vec(0u32..40, 256), scale in 0u32..12) {
             let counts: [u32; 256] = core::array::from_fn(|symbol| counts[symbol].saturating_sub(8).pow(1 + scale % 5));
-            let lengths = lengths(&counts);
+            let lengths = lengths(&counts, &mut Tree::default());
             prop_assert!(kraft(&lengths) <= TABLE as u64);
             for (count, length) in counts.iter().zip(&lengths) {
                 prop_assert_eq!(*count > 0, *length > 0);
                 prop_assert!(u32::from(*length) <= MAX_BITS);
             }
             let mut bytes = Vec::new();
-            put_lengths(&lengths, &mut bytes);
+            put_lengths(&lengths, &mut Vec::new(), &mut bytes);
             let mut reader = Reader(&bytes);
             prop_assert_eq!(read_lengths(&mut reader), Ok(lengths));
             prop_assert!(reader.0.is_empty());
@@ -471,13 +496,13 @@ mod tests {
             let mut rng = crate::dedup::tests::simulation::Rng::new(seed);
             let bytes: Vec<u8> = (0..len).map(|_| (0..skew).map(|_| rng.below(256)).min().unwrap_or(0) as u8).collect();
             let mut standard = [8; 256];
-            if other { standard = lengths(&histogram(&bytes)); }
+            if other { standard = lengths(&histogram(&bytes), &mut Tree::default()); }
             let (mut ours, mut theirs) = ([0; 256], [0; 256]);
             for _ in 0..2 {
                 let mut wire = Vec::new();
                 encode(&bytes, &mut ours, &standard, &mut Room::default(), &mut wire);
                 let (mut reader, mut out) = (Reader(&wire), alloc::vec![7]);
-                prop_assert_eq!(decode(&mut reader, len, &mut theirs, &standard, &mut out), Ok(()));
+                prop_assert_eq!(decode(&mut reader, len, &mut theirs, &standard, &mut Table::default(), &mut out), Ok(()));
                 prop_assert!(reader.0.is_empty());
                 prop_assert_eq!(&out[1..], &bytes[..]);
                 prop_assert_eq!(ours, theirs);
@@ -488,7 +513,7 @@ mod tests {
         #[test]
         fn garbage_is_survived(wire in prop::collection::vec(any::<u8>(), 0..400), len in 0usize..3000) {
             let mut last = [8; 256];
-            let _ = decode(&mut Reader(&wire), len, &mut last, &[8; 256], &mut Vec::new());
+            let _ = decode(&mut Reader(&wire), len, &mut last, &[8; 256], &mut Table::default(), &mut Vec::new());
         }
     }
 

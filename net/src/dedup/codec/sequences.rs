@@ -141,6 +141,7 @@ pub struct Arrays {
     /// Room for the bit stream, and for making the arrays' streams.
     bits: Vec<u8>,
     room: huffman::Room,
+    table: huffman::Table,
 }
 
 impl Arrays {
@@ -260,6 +261,7 @@ pub fn read(
         literals,
         &mut tables.literals,
         &standard::LITERALS,
+        &mut arrays.table,
         &mut arrays.literals,
     )?;
     huffman::decode(
@@ -267,6 +269,7 @@ pub fn read(
         tokens,
         &mut tables.tokens,
         &standard::TOKENS,
+        &mut arrays.table,
         &mut arrays.tokens,
     )?;
     let (mut new, mut many, mut long) = (0, 0, 0);
@@ -280,6 +283,7 @@ pub fn read(
         new,
         &mut tables.distances,
         &standard::DISTANCES,
+        &mut arrays.table,
         &mut arrays.distances,
     )?;
     huffman::decode(
@@ -287,6 +291,7 @@ pub fn read(
         many,
         &mut tables.runs,
         &standard::RUNS,
+        &mut arrays.table,
         &mut arrays.runs,
     )?;
     huffman::decode(
@@ -294,6 +299,7 @@ pub fn read(
         long,
         &mut tables.lengths,
         &standard::LENGTHS,
+        &mut arrays.table,
         &mut arrays.lengths,
     )?;
     let mut bits = BitReader::new(reader.0);

@@ -1,8 +1,7 @@
 //! Makes sending sides: with an empty log, or with what a device has kept of one.
 
 use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
-use alloc::vec::Vec;
+use alloc::collections::{BTreeMap, VecDeque};
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
@@ -10,10 +9,12 @@ use chacha20::rand_core::{Rng, SeedableRng};
 use super::super::anchor::{AnchorIndex, Roller};
 use super::super::codec::{Coder, Effort};
 use super::super::digest::DigestKey;
+use super::super::encoder::Room;
 use super::super::ranges::RangeSet;
 use super::super::statistics::SenderStatistics;
 use super::super::store::{Log, RingStore, Store};
 use super::super::wire::Inbox;
+use super::pins::Pins;
 use super::{Sender, SenderConfig};
 use crate::store::{Direction, Disk, DiskLog};
 
@@ -67,7 +68,7 @@ impl<S: Store> Sender<S> {
             anchors,
             coder: Coder::new(),
             effort: Effort::Full,
-            body: Vec::new(),
+            room: Room::new(),
             digest,
             statistics: SenderStatistics::default(),
             log,
@@ -77,7 +78,7 @@ impl<S: Store> Sender<S> {
             flows: BTreeMap::new(),
             next_flow: 0,
             closed: VecDeque::new(),
-            pins: BTreeSet::new(),
+            pins: Pins::default(),
             wanted: VecDeque::new(),
             greeting: None,
             inbox: Inbox::default(),

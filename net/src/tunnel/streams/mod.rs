@@ -9,6 +9,8 @@ mod transmit;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 
+use crate::spare::Spares;
+
 use super::types::{Event, Read, StreamId, TunnelConfig, Violation};
 use receive::ReceiveHalf;
 use send::SendHalf;
@@ -37,6 +39,8 @@ const INITIAL_STREAMS: u64 = 256;
 const MIN_SEND_BUFFER: usize = 2 << 10;
 /// After a short write, room of so much is worth an event.
 const WORTHWHILE_ROOM: usize = 8 << 10;
+/// Bytes of buffers of either direction that are kept to be used again.
+const SPARE_BYTES: usize = 2 << 20;
 
 /// Which queue a stream waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +147,9 @@ pub(super) struct Streams {
     max_data_queued: bool,
     max_streams_queued: bool,
     events: VecDeque<Event>,
+    /// Buffers of streams that hold nothing now.
+    send_spares: Spares<VecDeque<u8>>,
+    receive_spares: Spares<VecDeque<u8>>,
     pub(super) counters: StreamCounters,
 }
 
@@ -179,6 +186,8 @@ impl Streams {
             max_data_queued: false,
             max_streams_queued: false,
             events: VecDeque::new(),
+            send_spares: Spares::new(SPARE_BYTES),
+            receive_spares: Spares::new(SPARE_BYTES),
             counters: StreamCounters::default(),
         };
         streams.set_window(0);
@@ -315,9 +324,9 @@ impl Streams {
         let accepted = data.len().min(self.writable(id));
         if let Some(front) = data.get(..accepted)
             && accepted > 0
-            && let Some(stream) = self.live(id)
+            && let Some(stream) = self.streams.get_mut(&id.number())
         {
-            stream.send.write(front);
+            stream.send.write(front, &mut self.send_spares);
             self.held += accepted;
             self.activate(id.number(), false);
             // Asks for an event if that filled it up.
@@ -334,7 +343,9 @@ impl Streams {
     }
 
     pub(super) fn read(&mut self, id: StreamId, out: &mut [u8]) -> Read {
-        let Some(stream) = self.live(id) else {
+        let is_ours = id.generation() == self.generation;
+        let stream = self.streams.get_mut(&id.number());
+        let Some(stream) = stream.filter(|s| is_ours && s.reset.is_none()) else {
             // It was reset, which an event tells, or its end was read before.
             return Read {
                 len: 0,
@@ -342,7 +353,7 @@ impl Streams {
             };
         };
         let granted = stream.receive.granted();
-        let len = stream.receive.read(out);
+        let len = stream.receive.read(out, &mut self.receive_spares);
         let taken_back = granted - stream.receive.granted();
         let finished = stream.receive.is_finished();
         stream.end_read |= finished;
@@ -454,6 +465,20 @@ impl Streams {
         data: &[u8],
         finished: bool,
     ) -> Result<(), Violation> {
+        let mut spares = core::mem::take(&mut self.receive_spares);
+        let result = self.on_bytes(number, offset, data, finished, &mut spares);
+        self.receive_spares = spares;
+        result
+    }
+
+    fn on_bytes(
+        &mut self,
+        number: u64,
+        offset: u64,
+        data: &[u8],
+        finished: bool,
+        spares: &mut Spares<VecDeque<u8>>,
+    ) -> Result<(), Violation> {
         let Some(stream) = self.find(number)? else {
             return Ok(());
         };
@@ -467,7 +492,7 @@ impl Streams {
             return Ok(());
         }
         let granted = stream.receive.granted();
-        let arrival = stream.receive.receive(offset, data, finished)?;
+        let arrival = stream.receive.receive(offset, data, finished, spares)?;
         // The end takes back what the window allowed beyond it.
         let taken_back = granted - stream.receive.granted();
         if arrival.readable && !stream.readable_queued {

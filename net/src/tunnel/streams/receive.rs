@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use core::time::Duration;
 
+use crate::spare::Spares;
 use crate::time::Instant;
 use crate::tunnel::ranges::RangeSet;
 use crate::tunnel::types::Violation;
@@ -107,6 +108,7 @@ impl ReceiveHalf {
         offset: u64,
         data: &[u8],
         finished: bool,
+        spares: &mut Spares<VecDeque<u8>>,
     ) -> Result<Arrival, Violation> {
         let end = offset + data.len() as u64;
         let size_was_known = self.size.is_some();
@@ -131,6 +133,7 @@ impl ReceiveHalf {
                     .ok()
                     .and_then(|s| data.get(s..))
                     .unwrap_or_default();
+                spares.lend(&mut self.buffer);
                 self.store(at, data);
             }
             readable = self
@@ -182,7 +185,7 @@ impl ReceiveHalf {
     }
 
     /// Moves what is in order to the front of `out`; gives how much.
-    pub(super) fn read(&mut self, out: &mut [u8]) -> usize {
+    pub(super) fn read(&mut self, out: &mut [u8], spares: &mut Spares<VecDeque<u8>>) -> usize {
         let length = self.readable().min(out.len());
         let (front, back) = self.buffer.as_slices();
         let in_front = length.min(front.len());
@@ -198,7 +201,7 @@ impl ReceiveHalf {
         self.base += length as u64;
         self.have.remove_below(self.base);
         if self.buffer.is_empty() && self.buffer.capacity() > KEEP_CAPACITY {
-            self.buffer = VecDeque::new();
+            spares.take_back(&mut self.buffer);
         }
         length
     }

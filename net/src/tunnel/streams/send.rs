@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 
+use crate::spare::Spares;
 use crate::tunnel::ranges::RangeSet;
 
 /// Buffers larger than this are given back when they are empty.
@@ -77,7 +78,8 @@ impl SendHalf {
         self.fin == Fin::Open
     }
 
-    pub(super) fn write(&mut self, data: &[u8]) {
+    pub(super) fn write(&mut self, data: &[u8], spares: &mut Spares<VecDeque<u8>>) {
+        spares.lend(&mut self.buffer);
         self.buffer.extend(data);
     }
 
@@ -161,7 +163,12 @@ impl SendHalf {
     }
 
     /// A frame arrived; gives how many bytes need not be held any more.
-    pub(super) fn acknowledged(&mut self, start: u64, length: u32, finished: bool) -> usize {
+    pub(super) fn acknowledged(
+        &mut self,
+        (start, length): (u64, u32),
+        finished: bool,
+        spares: &mut Spares<VecDeque<u8>>,
+    ) -> usize {
         let end = start + u64::from(length);
         if finished {
             self.fin = Fin::Acknowledged;
@@ -179,7 +186,7 @@ impl SendHalf {
         self.base = high;
         self.acked.drop_first();
         if self.buffer.is_empty() && self.buffer.capacity() > KEEP_CAPACITY {
-            self.buffer = VecDeque::new();
+            spares.take_back(&mut self.buffer);
         }
         freed
     }

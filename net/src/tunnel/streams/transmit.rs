@@ -329,7 +329,9 @@ impl Streams {
         let Some(stream) = self.streams.get_mut(&number).filter(|s| s.reset.is_none()) else {
             return;
         };
-        let freed = stream.send.acknowledged(start, length, finished);
+        let freed = stream
+            .send
+            .acknowledged((start, length), finished, &mut self.send_spares);
         if freed > 0 {
             self.held = self.held.saturating_sub(freed);
             self.offer_room(number);

@@ -27,6 +27,8 @@ pub struct Times {
     pub longest_wait_ns: u64,
     /// Times it was woken.
     pub wakes: u64,
+    /// Times it moved to another CPU.
+    pub migrations: u64,
 }
 
 /// Counters of gang scheduling.
@@ -42,6 +44,8 @@ pub struct Gang {
     pub fallbacks: u64,
     /// Nanoseconds between the first vCPU's start and the others'.
     pub skew_ns: u64,
+    /// The longest such time since the box started.
+    pub longest_skew_ns: u64,
     /// Nanoseconds left unused so that the vCPUs could start together.
     pub idle_ns: u64,
 }
@@ -55,6 +59,7 @@ impl Sharing {
                 run_ns: now.run_ns.saturating_sub(then.run_ns),
                 wait_ns: now.wait_ns.saturating_sub(then.wait_ns),
                 wakes: now.wakes.saturating_sub(then.wakes),
+                migrations: now.migrations.saturating_sub(then.migrations),
                 ..*now
             };
             Some((name.clone(), times))
@@ -69,6 +74,7 @@ impl Sharing {
                 broken: now.broken.saturating_sub(then.broken),
                 fallbacks: now.fallbacks.saturating_sub(then.fallbacks),
                 skew_ns: now.skew_ns.saturating_sub(then.skew_ns),
+                longest_skew_ns: now.longest_skew_ns,
                 idle_ns: now.idle_ns.saturating_sub(then.idle_ns),
             },
         }
@@ -115,10 +121,10 @@ mod tests {
         let at = |ran: u64| -> Sharing {
             let text = format!(
                 r#"{{"policy": "gang", "tasks": {{
-                    "vcpu0": {{"run_ns": {ran}, "wait_ns": 5, "longest_wait_ns": 3, "wakes": 1}},
-                    "vcpu1": {{"run_ns": 7, "wait_ns": 0, "longest_wait_ns": 0, "wakes": 1}},
-                    "load0": {{"run_ns": 100, "wait_ns": 0, "longest_wait_ns": 0, "wakes": 1}}}},
-                  "gang": {{"slots": {ran}, "missed": 0, "broken": 0, "fallbacks": 0, "skew_ns": 0, "idle_ns": 0}}}}"#
+                    "vcpu0": {{"run_ns": {ran}, "wait_ns": 5, "longest_wait_ns": 3, "wakes": 1, "migrations": {ran}}},
+                    "vcpu1": {{"run_ns": 7, "wait_ns": 0, "longest_wait_ns": 0, "wakes": 1, "migrations": 0}},
+                    "load0": {{"run_ns": 100, "wait_ns": 0, "longest_wait_ns": 0, "wakes": 1, "migrations": 0}}}},
+                  "gang": {{"slots": {ran}, "missed": 0, "broken": 0, "fallbacks": 0, "skew_ns": 0, "longest_skew_ns": 9, "idle_ns": 0}}}}"#
             );
             serde_json::from_str(&text).unwrap()
         };
@@ -126,7 +132,8 @@ mod tests {
         let between = at(30).since(&at(10));
         assert_eq!((between.ran("vcpu"), between.ran("load")), (20, 0));
         assert_eq!(between.tasks["vcpu0"].longest_wait_ns, 3);
-        assert_eq!(between.gang.slots, 20);
+        assert_eq!(between.tasks["vcpu0"].migrations, 20);
+        assert_eq!((between.gang.slots, between.gang.longest_skew_ns), (20, 9));
         let mut before = at(10);
         before.tasks.remove("vcpu1");
         assert!(!at(30).since(&before).tasks.contains_key("vcpu1"));

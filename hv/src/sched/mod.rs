@@ -15,7 +15,7 @@ mod weight;
 
 use alloc::vec::Vec;
 
-pub use place::guest_cpus;
+pub use place::{guest_cpus, place_guest};
 pub use statistics::{GangStatistics, TaskStatistics};
 pub use weight::{Nice, VirtualTime};
 
@@ -84,7 +84,7 @@ pub enum Policy {
     /// All vCPUs that can run start together and stop together, so that the holder of a guest's lock runs when another vCPU
     /// waits for it. Where they do not fit: as [`Policy::Balance`].
     Gang,
-    /// vCPUs stay where their sets of CPUs say: one each, for boxes with CPUs to spare.
+    /// vCPUs stay where their sets of CPUs say: one each, which [`place_guest`] deals out, for boxes with CPUs to spare.
     Placed,
 }
 
@@ -244,7 +244,7 @@ impl Scheduler {
         id
     }
 
-    /// A task's times, those of the current run up to `now` included.
+    /// A task's times, those of the current run or wait up to `now` included.
     pub fn statistics(&mut self, id: TaskId, now: u64) -> TaskStatistics {
         self.count_all(now);
         let Some(task) = self.tasks.get(id.0) else {
@@ -252,7 +252,9 @@ impl Scheduler {
         };
         let mut statistics = task.statistics;
         if let State::Waiting(since) = task.state {
-            statistics.wait_ns += now.saturating_sub(since);
+            let waits = now.saturating_sub(since);
+            statistics.wait_ns += waits;
+            statistics.longest_wait_ns = statistics.longest_wait_ns.max(waits);
         }
         statistics
     }
@@ -338,13 +340,35 @@ impl Scheduler {
             Some(best) => Some(best),
             None => self.pull(cpu, None),
         };
+        let kick = self.idle_for_the_displaced(cpu, best, now);
         self.run(cpu, best, now);
         let contended = self.queue(cpu).count() > 1;
         Decision {
             run: best,
             until: contended.then_some(now + self.tuning.slice_ns),
-            kick: CpuSet::default(),
+            kick,
         }
+    }
+
+    /// An idle CPU that may take over what has run on `cpu` for its slice and now makes way for `next`. What made way earlier, for something short that woke, stays:
+    /// its turn comes sooner than it would have moved.
+    fn idle_for_the_displaced(&self, cpu: usize, next: Option<TaskId>, now: u64) -> CpuSet {
+        let Some(this) = self.cpus.get(cpu) else {
+            return CpuSet::default();
+        };
+        let displaced = this
+            .current
+            .filter(|id| {
+                Some(*id) != next && now.saturating_sub(this.started) >= self.tuning.slice_ns
+            })
+            .and_then(|id| self.tasks.get(id.0));
+        let mut idle = displaced.into_iter().flat_map(|task| {
+            let others = task.allowed.without(CpuSet::only(cpu));
+            others
+                .iter()
+                .filter(|other| self.queue(*other).next().is_none())
+        });
+        idle.next().map_or(CpuSet::default(), CpuSet::only)
     }
 
     /// The runnable tasks of a CPU.

@@ -1,5 +1,7 @@
 //! Where tasks wait: the CPU of a new or woken task, and what an idle CPU takes over from others.
 
+use alloc::vec::Vec;
+
 use super::{CpuSet, Kind, Policy, Scheduler, State, TaskId};
 
 /// The CPUs, of those that there are, for a guest's `vcpus`: the `wanted` ones, if any is there; else all but `services`, where the services are, if that leaves
@@ -19,6 +21,20 @@ pub fn guest_cpus(
         others
     } else {
         there
+    }
+}
+
+/// Where each of a guest's `vcpus` may run, of the `allowed` CPUs, and the policy that they run under. Under [`Policy::Placed`] each has one CPU that no other
+/// vCPU has, the lowest first; where there are fewer CPUs than vCPUs that cannot be, and the policy is [`Policy::Balance`]. Under every other policy all may run
+/// on all.
+pub fn place_guest(policy: Policy, allowed: CpuSet, vcpus: usize) -> (Policy, Vec<CpuSet>) {
+    match policy {
+        Policy::Placed if allowed.len() >= vcpus => {
+            let own = allowed.iter().take(vcpus).map(CpuSet::only);
+            (policy, own.collect())
+        }
+        Policy::Placed => (Policy::Balance, alloc::vec![allowed; vcpus]),
+        _ => (policy, alloc::vec![allowed; vcpus]),
     }
 }
 

@@ -167,6 +167,11 @@ impl Simulation {
         outcome
     }
 
+    /// Whether a task waits for a CPU, and nothing will happen any more that could give it one: no timer, no kick, no end of work.
+    pub fn is_stuck(&self) -> bool {
+        self.next_event() == u64::MAX && self.scheduler.tasks.iter().any(super::Task::is_waiting)
+    }
+
     /// What the gang cost so far.
     pub fn gang(&self) -> GangStatistics {
         self.scheduler.gang_statistics()

@@ -7,7 +7,7 @@ pub struct TaskStatistics {
     pub run_ns: u64,
     /// Nanoseconds in which it could have run and did not. For a vCPU this is steal time.
     pub wait_ns: u64,
-    /// The longest single wait, in nanoseconds.
+    /// The longest single wait, in nanoseconds; it may be the one that it is in.
     pub longest_wait_ns: u64,
     /// Times it was woken.
     pub wakes: u64,

@@ -37,6 +37,72 @@ fn a_guest_gets_the_cpus_that_it_wants_or_that_are_left() {
     assert_eq!(cpus(0b100, 2, 2, true), 0b10);
 }
 
+#[test]
+fn each_vcpu_has_a_cpu_of_its_own_when_it_is_placed() {
+    let placed = |allowed: u64, vcpus: usize| {
+        let (policy, places) = place_guest(Policy::Placed, CpuSet(allowed), vcpus);
+        (policy, places.iter().map(|set| set.0).collect::<Vec<_>>())
+    };
+    let own = |places: &[u64]| (Policy::Placed, places.to_vec());
+    assert_eq!(placed(0b110, 2), own(&[0b10, 0b100]));
+    assert_eq!(placed(0b1011, 2), own(&[0b1, 0b10]));
+    assert_eq!(placed(0b1010_0001, 3), own(&[0b1, 0b10_0000, 0b1000_0000]));
+    assert_eq!(placed(0b1, 0), own(&[]));
+    // Too few: all of them for all, and no two wait for one while another is free.
+    let shared = |places: &[u64]| (Policy::Balance, places.to_vec());
+    assert_eq!(placed(0b110, 3), shared(&[0b110; 3]));
+    assert_eq!(placed(0b1, 2), shared(&[0b1; 2]));
+    // No other policy places them.
+    for policy in [Policy::Fair, Policy::Balance, Policy::Gang] {
+        let all = (policy, alloc::vec![CpuSet(0b11); 3]);
+        assert_eq!(place_guest(policy, CpuSet(0b11), 3), all);
+    }
+}
+
+#[test]
+fn a_placed_vcpu_stays_on_a_busy_cpu() {
+    let times = |policy: Policy| {
+        let (mut box_, vcpus) = with_guest(policy, 2, &[Work::Burn]);
+        let pieces = Work::BurnInPieces { piece_ns: 20_000 };
+        box_.add(Kind::Service, nice(0), CpuSet::only(0), pieces);
+        box_.run(SECOND);
+        box_.outcome(vcpus[0]).times
+    };
+    let placed = times(Policy::Placed);
+    assert!(placed.run_ns < SECOND * 6 / 10 && placed.migrations == 0);
+    // Where it may move, the CPU that idles is told of it.
+    for policy in [Policy::Fair, Policy::Balance, Policy::Gang] {
+        let moves = times(policy);
+        assert!(
+            moves.run_ns > SECOND * 95 / 100 && moves.migrations == 1,
+            "{policy}: {moves:?}"
+        );
+    }
+}
+
+/// A box whose guest's vCPUs have this work, where the box would let them run.
+fn with_guest(policy: Policy, cpus: usize, works: &[Work]) -> (Simulation, Vec<TaskId>) {
+    let (policy, places) = place_guest(policy, CpuSet::below(cpus), works.len());
+    let mut box_ = simulation(policy, cpus);
+    let vcpus = places.into_iter().zip(works);
+    let add = |(place, work): (CpuSet, &Work)| box_.add(Kind::Vcpu, nice(0), place, *work);
+    let ids = vcpus.map(add).collect();
+    (box_, ids)
+}
+
+#[test]
+fn the_wait_that_a_task_is_in_counts_as_the_longest() {
+    let mut scheduler = Scheduler::new(Policy::Fair, Tuning::default(), 1);
+    let id = scheduler.add(Kind::Vcpu, nice(0), CpuSet::only(0));
+    scheduler.wake(0, id);
+    scheduler.schedule(10, 0);
+    scheduler.block(20, 0);
+    assert_eq!(scheduler.statistics(id, 20).longest_wait_ns, 10);
+    scheduler.wake(30, id);
+    assert_eq!(scheduler.statistics(id, 35).longest_wait_ns, 10);
+    assert_eq!(scheduler.statistics(id, 80).longest_wait_ns, 50);
+}
+
 /// Guest and services on each CPU, both wanting everything: their CPU times.
 fn shares(policy: Policy, cpus: usize, guest: Nice, services: Nice, piece_ns: u64) -> (u64, u64) {
     let mut box_ = simulation(policy, cpus);
@@ -71,13 +137,12 @@ fn cpu_time_follows_the_weights() {
 
 /// Two vCPUs with one lock between them, and a service that wants all it can get.
 fn lock_holders(policy: Policy) -> (Simulation, [TaskId; 2], TaskId) {
-    let mut box_ = simulation(policy, 2);
     let work = Work::Lock {
         mean_outside_ns: 20_000,
         mean_inside_ns: 10_000,
     };
-    let all = CpuSet::below(2);
-    let vcpus = [(); 2].map(|()| box_.add(Kind::Vcpu, nice(0), all, work));
+    let (mut box_, vcpus) = with_guest(policy, 2, &[work; 2]);
+    let vcpus = [vcpus[0], vcpus[1]];
     let service = box_.add(
         Kind::Service,
         nice(0),
@@ -151,15 +216,12 @@ fn more_vcpus_than_cpus_fall_back_to_balance() {
 #[test]
 fn packets_do_not_wait_for_a_guest_that_burns_every_cpu() {
     let latency = |policy, vcpus: usize| {
-        let mut box_ = simulation(policy, 2);
         let work = Work::Packets {
             mean_apart_ns: 200_000,
             cost_ns: 15_000,
         };
+        let (mut box_, _) = with_guest(policy, 2, &alloc::vec![Work::Burn; vcpus]);
         let stack = box_.add(Kind::Service, nice(0), CpuSet::only(0), work);
-        for _ in 0..vcpus {
-            box_.add(Kind::Vcpu, nice(0), CpuSet::below(2), Work::Burn);
-        }
         box_.run(10 * SECOND);
         box_.outcome(stack).percentile_ns(99)
     };
@@ -175,15 +237,12 @@ fn packets_do_not_wait_for_a_guest_that_burns_every_cpu() {
 #[test]
 fn a_packet_now_and_then_waits_for_no_slot() {
     for policy in POLICIES {
-        let mut box_ = simulation(policy, 2);
         let work = Work::Packets {
             mean_apart_ns: 2_500_000,
             cost_ns: 30_000,
         };
+        let (mut box_, _) = with_guest(policy, 2, &[Work::Burn; 2]);
         let stack = box_.add(Kind::Service, nice(0), CpuSet::only(0), work);
-        for _ in 0..2 {
-            box_.add(Kind::Vcpu, nice(0), CpuSet::below(2), Work::Burn);
-        }
         box_.run(10 * SECOND);
         let outcome = box_.outcome(stack);
         assert!(
@@ -265,6 +324,11 @@ fn any_work() -> impl Strategy<Value = Work> {
             mean_apart_ns: apart,
             cost_ns
         }),
+        // Some work, and then a rest for longer than the simulation: whoever waits for this one's CPU waits for ever.
+        (20_000u64..5_000_000).prop_map(|cost_ns| Work::Packets {
+            mean_apart_ns: 20 * SECOND,
+            cost_ns
+        }),
     ]
 }
 
@@ -292,21 +356,47 @@ proptest! {
         guest_nice in -5i8..6,
         seed in 1u64..,
     ) {
+        let (policy, places) = place_guest(policy, CpuSet::below(cpus), vcpus.len());
         let mut box_ = Simulation::new(policy, Tuning::default(), cpus, seed);
         let mut ids = Vec::new();
-        for (work, allowed) in vcpus {
-            ids.push(box_.add(Kind::Vcpu, nice(guest_nice), CpuSet(allowed), work));
+        for ((work, allowed), place) in vcpus.into_iter().zip(places) {
+            let its = if policy == Policy::Placed { place } else { CpuSet(allowed) };
+            ids.push(box_.add(Kind::Vcpu, nice(guest_nice), its, work));
         }
         for (work, allowed, service_nice) in services {
             ids.push(box_.add(Kind::Service, nice(service_nice), CpuSet(allowed), work));
         }
         box_.run(2 * SECOND);
+        prop_assert!(!box_.is_stuck(), "who waits will wait for ever");
         for id in ids {
-            let outcome = box_.outcome(id);
-            let waited = outcome.times.longest_wait_ns;
-            prop_assert!(waited < SECOND, "{:?} waited {} ns", id, waited);
-            let idle = outcome.times.wakes > 0 && outcome.times.run_ns == 0 && outcome.times.wait_ns > SECOND;
-            prop_assert!(!idle, "{:?} never ran: {:?}", id, outcome.times);
+            // A wait that has no end yet counts.
+            let times = box_.outcome(id).times;
+            prop_assert!(times.longest_wait_ns < SECOND, "{:?}: {:?}", id, times);
+        }
+    }
+
+    /// A gang that fits, beside services that want some of its CPUs now and then or all the time: none of its vCPUs is held back for the others for ever, nor a
+    /// service for the gang.
+    #[test]
+    fn gangs_never_deadlock(
+        cpus in 2usize..5,
+        vcpus in prop::collection::vec(any_work(), 2..5),
+        services in prop::collection::vec((any_service(), 0usize..4), 1..4),
+        seed in 1u64..,
+    ) {
+        let mut box_ = Simulation::new(Policy::Gang, Tuning::default(), cpus, seed);
+        let mut ids = Vec::new();
+        for work in vcpus.into_iter().take(cpus) {
+            ids.push(box_.add(Kind::Vcpu, nice(0), CpuSet::below(cpus), work));
+        }
+        for (work, cpu) in services {
+            ids.push(box_.add(Kind::Service, nice(0), CpuSet::only(cpu % cpus), work));
+        }
+        box_.run(2 * SECOND);
+        prop_assert!(!box_.is_stuck(), "who waits will wait for ever");
+        for id in ids {
+            let times = box_.outcome(id).times;
+            prop_assert!(times.longest_wait_ns < SECOND / 4, "{:?}: {:?}", id, times);
         }
     }
 

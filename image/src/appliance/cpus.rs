@@ -10,12 +10,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use outpost_hv::sched::{
     CpuSet, GangStatistics, Kind, Nice, Policy, Scheduler, TaskId, TaskStatistics, Tuning,
-    guest_cpus,
+    guest_cpus, place_guest,
 };
 use spin::{Mutex, Once};
 
 use super::{guest, load, network};
 use crate::machine::{clock, cpu, emulator, panic};
+use crate::output;
 
 /// The boot CPU: network ports interrupt it, and what drives them runs there.
 pub const NETWORK_CPU: usize = 0;
@@ -116,26 +117,24 @@ pub enum Turn {
 /// Makes the scheduler for `cpus` CPUs. Called once, by the boot CPU; the others may run already and wait for it.
 pub fn open(cpus: usize, sharing: &Sharing) {
     SHARED.call_once(|| {
-        let mut scheduler = Scheduler::new(sharing.policy, Tuning::default(), cpus);
         let all = CpuSet::below(cpus);
         let others = all.without(CpuSet::only(NETWORK_CPU));
-        scheduler.add(Kind::Service, sharing.services, CpuSet::only(NETWORK_CPU));
-        // Long pieces of work: away from the network where there is another CPU.
-        scheduler.add(Kind::Service, sharing.services, others);
         // The network's CPU is the guest's only where the others do not do.
         let apart = cpus > 1 && sharing.vcpus > 1 && emulator::is_translator();
         let allowed = guest_cpus(all, sharing.cpus, NETWORK_CPU, sharing.vcpus, apart);
         if apart {
             announce_apart(allowed, others, sharing.vcpus);
         }
-        for vcpu in 0..sharing.vcpus {
-            let its = if sharing.policy == Policy::Placed {
-                let nth = vcpu % allowed.len().max(1);
-                allowed.iter().nth(nth).map_or(allowed, CpuSet::only)
-            } else {
-                allowed
-            };
-            scheduler.add(Kind::Vcpu, sharing.guest, its);
+        let (policy, places) = place_guest(sharing.policy, allowed, sharing.vcpus);
+        if policy != sharing.policy {
+            announce_fallback(sharing.policy, policy, allowed, sharing.vcpus);
+        }
+        let mut scheduler = Scheduler::new(policy, Tuning::default(), cpus);
+        scheduler.add(Kind::Service, sharing.services, CpuSet::only(NETWORK_CPU));
+        // Long pieces of work: away from the network where there is another CPU.
+        scheduler.add(Kind::Service, sharing.services, others);
+        for place in places {
+            scheduler.add(Kind::Vcpu, sharing.guest, place);
         }
         let loads = CpuSet(sharing.load.0 & all.0);
         for cpu in loads.iter() {
@@ -163,13 +162,21 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             vcpus: sharing.vcpus,
             own_cpus: allowed.len() >= sharing.vcpus,
             loads,
-            policy: sharing.policy,
+            policy,
         }
     });
     (1..cpus).for_each(cpu::kick);
     if sharing.vcpus > 0 {
         call_keeper();
     }
+}
+
+/// Says that there are too few CPUs for the policy that is wanted, and which one there is instead.
+fn announce_fallback(wanted: Policy, policy: Policy, allowed: CpuSet, vcpus: usize) {
+    output::problem(&alloc::format!(
+        "[guest] policy: \"{wanted}\" needs a CPU for each of the guest's {vcpus} vCPUs, and they may use {}: it is \"{policy}\"; name more in [guest] cpus, or have fewer vcpus",
+        allowed.len()
+    ));
 }
 
 /// Says what a guest of several vCPUs has to put up with where they and the boot CPU do not go together.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use outpost_hv::sched::sim::{Simulation, Work};
-use outpost_hv::sched::{CpuSet, Kind, Nice, Policy, TaskId, Tuning};
+use outpost_hv::sched::{CpuSet, Kind, Nice, Policy, TaskId, Tuning, place_guest};
 
 use super::probed::packets::Pair;
 use super::probed::{Stage, VCPUS, locks, shares};
@@ -14,10 +14,11 @@ use crate::process::{self, Graceful};
 use crate::setup::{self, Group};
 
 const SECOND: u64 = 1_000_000_000;
-const POLICIES: [(Policy, &str); 3] = [
+const POLICIES: [(Policy, &str); 4] = [
     (Policy::Fair, "fair"),
     (Policy::Balance, "balance"),
     (Policy::Gang, "gang"),
+    (Policy::Placed, "placed"),
 ];
 
 /// `cargo xtask bench sched`.
@@ -60,6 +61,10 @@ pub fn run(arguments: &Args) -> Result<bool> {
         weights(arguments, policy, name, &mut report);
         latency(arguments, policy, name, &mut report);
     }
+    for (policy, name) in POLICIES {
+        process::check_interrupted()?;
+        interactive(arguments, policy, name, &mut report);
+    }
     if !arguments.skip_emulator {
         println!("\nOn QEMU's translator: a box of 2 CPUs, the probe with {VCPUS} vCPUs.");
         emulated(arguments, &mut report)?;
@@ -85,11 +90,26 @@ fn simulation(arguments: &Args, policy: Policy) -> Simulation {
     Simulation::new(policy, Tuning::default(), 2, arguments.seed)
 }
 
+/// A box of two CPUs whose guest's vCPUs have this work, where the box would let them run.
+fn with_guest<const VCPUS: usize>(
+    arguments: &Args,
+    policy: Policy,
+    tuning: Tuning,
+    works: [Work; VCPUS],
+) -> (Simulation, [TaskId; VCPUS]) {
+    let (policy, places) = place_guest(policy, CpuSet::below(2), VCPUS);
+    let mut simulation = Simulation::new(policy, tuning, 2, arguments.seed);
+    let mut places = places.into_iter();
+    let ids = works.map(|work| {
+        let place = places.next().unwrap_or_default();
+        simulation.add(Kind::Vcpu, Nice::default(), place, work)
+    });
+    (simulation, ids)
+}
+
 /// Two vCPUs, and a service that wants all it can get of CPU 0.
 fn contended(arguments: &Args, policy: Policy, work: Work) -> (Simulation, [TaskId; 2], TaskId) {
-    let mut simulation = simulation(arguments, policy);
-    let vcpus =
-        [(); 2].map(|()| simulation.add(Kind::Vcpu, Nice::default(), CpuSet::below(2), work));
+    let (mut simulation, vcpus) = with_guest(arguments, policy, Tuning::default(), [work; 2]);
     let greedy = Work::BurnInPieces { piece_ns: 50_000 };
     let service = simulation.add(Kind::Service, Nice::default(), CpuSet::only(0), greedy);
     simulation.run(arguments.seconds * SECOND);
@@ -195,20 +215,21 @@ fn weights(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
 
 /// Packets for a service while the guest burns every CPU, and while it sleeps.
 fn latency(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
-    let measure = |vcpus: usize| {
-        let mut simulation = simulation(arguments, policy);
+    fn measure<const VCPUS: usize>(arguments: &Args, policy: Policy) -> f64 {
+        let burn = [Work::Burn; VCPUS];
+        let (mut simulation, _) = with_guest(arguments, policy, Tuning::default(), burn);
         let work = Work::Packets {
             mean_apart_ns: 200_000,
             cost_ns: 15_000,
         };
         let stack = simulation.add(Kind::Service, Nice::default(), CpuSet::only(0), work);
-        for _ in 0..vcpus {
-            simulation.add(Kind::Vcpu, Nice::default(), CpuSet::below(2), Work::Burn);
-        }
         simulation.run(arguments.seconds * SECOND);
         simulation.outcome(stack).percentile_ns(99) as f64 / 1e6
-    };
-    let (idle, busy) = (measure(0), measure(2));
+    }
+    let (idle, busy) = (
+        measure::<0>(arguments, policy),
+        measure::<2>(arguments, policy),
+    );
     let mut row = Row::new(
         format!("simulated packet latency, {name}, guest burning: p99"),
         "ms",
@@ -218,6 +239,56 @@ fn latency(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     row.holds = busy <= idle + 2.0;
     row.limit = Some(String::from("at most 2 more"));
     report.add(row);
+}
+
+/// A vCPU that sleeps, wakes every 2 ms or so and has 0.05 ms to do, beside vCPUs that burn: from its wake-up until it has done that. With one of those, a greedy
+/// service is on each CPU; with two, there are more vCPUs than CPUs. Beside it the same where who wakes waits for the end of the others' slices.
+fn interactive(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
+    let tunings = [
+        Tuning::default(),
+        // A minute: no task is ever so far behind.
+        Tuning {
+            wake_ns: 60 * SECOND,
+            ..Tuning::default()
+        },
+    ];
+    let rests = Work::Packets {
+        mean_apart_ns: 2_000_000,
+        cost_ns: 50_000,
+    };
+    let ms = |ns: u64| ns as f64 / 1e6;
+    let [with, without] = tunings.map(|tuning| {
+        let works = [Work::Burn, rests];
+        let (mut simulation, [_, vcpu]) = with_guest(arguments, policy, tuning, works);
+        for cpu in 0..2 {
+            let greedy = Work::BurnInPieces { piece_ns: 50_000 };
+            simulation.add(Kind::Service, Nice::default(), CpuSet::only(cpu), greedy);
+        }
+        simulation.run(arguments.seconds * SECOND);
+        ms(simulation.outcome(vcpu).percentile_ns(99))
+    });
+    report.add(
+        Row::new(
+            format!("simulated interactive vCPU, {name}, a vCPU and services burning: p99"),
+            "ms",
+            with,
+        )
+        .beside("without preemption", without),
+    );
+    let [with, without] = tunings.map(|tuning| {
+        let works = [Work::Burn, Work::Burn, rests];
+        let (mut simulation, [_, _, vcpu]) = with_guest(arguments, policy, tuning, works);
+        simulation.run(arguments.seconds * SECOND);
+        ms(simulation.outcome(vcpu).percentile_ns(99))
+    });
+    report.add(
+        Row::new(
+            format!("simulated interactive vCPU, {name}, two vCPUs burning: p99"),
+            "ms",
+            with,
+        )
+        .beside("without preemption", without),
+    );
 }
 
 fn percent(part: u64, whole: u64) -> f64 {

@@ -361,6 +361,18 @@ pub const ALL: &[Test] = &[
         run: probes::probe_load,
     },
     Test {
+        name: "probe-placed",
+        about: "placed vCPUs stay on CPUs of their own",
+        deadline: SHORT,
+        run: probes::probe_placed,
+    },
+    Test {
+        name: "probe-unplaced",
+        about: "a guest with more vCPUs than CPUs is not placed, and the box says so",
+        deadline: SHORT,
+        run: probes::probe_unplaced,
+    },
+    Test {
         name: "config-vcpus",
         about: "a number of vCPUs that there cannot be is named with its line",
         deadline: SHORT,

@@ -98,6 +98,14 @@ pub fn probe_smp(trial: &mut Trial<'_>, vcpus: u32, cpus: u8) -> Result<()> {
     }
     machine.type_keys(b"status\r")?;
     machine.console(&format!("vCPU {}: ", vcpus - 1))?;
+    if (vcpus, cpus) == (4, 2) {
+        let tasks = sharing(&machine)?.tasks;
+        let mut vcpus = tasks.iter().filter(|(name, _)| name.starts_with("vcpu"));
+        ensure!(
+            vcpus.any(|(_, times)| times.migrations > 0),
+            "four vCPUs share two CPUs, and none ever moved: {tasks:?}"
+        );
+    }
     Ok(())
 }
 
@@ -148,13 +156,76 @@ pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
     machine.goes_on(2)?;
     machine.type_keys(b"status\r")?;
     machine.console("load on CPU 1 ran")?;
-    let sharing = machine.said(|said| said.status().map(|status| status["sharing"].clone()));
-    let sharing: Sharing = serde_json::from_value(sharing.context("no status")?)?;
+    let line = machine.console("gang: ")?;
+    for part in ["starts", "missed", "broken", "fallbacks", "at most", "idle"] {
+        ensure!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+    let metrics = pages::get_from(&mut machine, "/metrics")?;
+    for wanted in [
+        "outpost_task_run_nanoseconds_total{task=\"vcpu1\"} ",
+        "outpost_task_wait_nanoseconds_total{task=\"vcpu1\"} ",
+        "outpost_task_wakes_total{task=\"vcpu1\"} ",
+        "outpost_task_migrations_total{task=\"vcpu1\"} ",
+        "outpost_task_longest_wait_nanoseconds{task=\"vcpu1\"} ",
+        "outpost_gang_slots_total ",
+        "outpost_gang_missed_total ",
+        "outpost_gang_broken_total ",
+        "outpost_gang_fallbacks_total ",
+        "outpost_gang_skew_nanoseconds_total ",
+        "outpost_gang_longest_skew_nanoseconds ",
+        "outpost_gang_idle_nanoseconds_total ",
+    ] {
+        ensure!(
+            metrics.lines().any(|line| line.starts_with(wanted)),
+            "{wanted:?} is not in /metrics:\n{metrics}"
+        );
+    }
+    let sharing = sharing(&machine)?;
     for task in ["network", "vcpu0", "vcpu1", "load0", "load1"] {
         let times = sharing.tasks.get(task).copied().unwrap_or_default();
         ensure!(times.run_ns > 0 && times.wait_ns > 0, "{task}: {times:?}");
     }
     ensure!(sharing.gang.slots > 0, "the gang never ran as one");
+    machine.forwards()
+}
+
+/// What the box's scheduler has counted, as last reported.
+fn sharing(machine: &TestBox) -> Result<Sharing> {
+    let sharing = machine.said(|said| said.status().map(|status| status["sharing"].clone()));
+    Ok(serde_json::from_value(sharing.context("no status")?)?)
+}
+
+/// Placed vCPUs run on a CPU each and never move.
+pub fn probe_placed(trial: &mut Trial<'_>) -> Result<()> {
+    let keys = "vcpus = 2\ncpus = [1, 2]\npolicy = \"placed\"\n";
+    let mut machine = probe_on(trial, 3, "burn 5", keys, &[])?;
+    machine.console("probe: burn: passed")?;
+    machine.guest(&status(0))?;
+    // What is reported is at most a second old.
+    machine.goes_on(2)?;
+    let sharing = sharing(&machine)?;
+    ensure!(sharing.policy == "placed", "the policy: {sharing:?}");
+    for task in ["vcpu0", "vcpu1"] {
+        let times = sharing.tasks.get(task).copied().unwrap_or_default();
+        ensure!(
+            times.run_ns > 0 && times.migrations == 0,
+            "{task}: {times:?}"
+        );
+    }
+    machine.forwards()
+}
+
+/// More vCPUs than CPUs cannot be placed: the box says so, and they share what there is.
+pub fn probe_unplaced(trial: &mut Trial<'_>) -> Result<()> {
+    const WHAT: &str =
+        "needs a CPU for each of the guest's 3 vCPUs, and they may use 2: it is \"balance\"";
+    let keys = "vcpus = 3\ncpus = [0, 1]\npolicy = \"placed\"\n";
+    let mut machine = probe_with(trial, "smp 3", keys, &[WHAT])?;
+    machine.problem(WHAT)?;
+    machine.guest(&status(0))?;
+    machine.goes_on(2)?;
+    let sharing = sharing(&machine)?;
+    ensure!(sharing.policy == "balance", "the policy: {sharing:?}");
     machine.forwards()
 }
 

@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use outpost_hv::sched::TaskStatistics;
+use outpost_hv::sched::{Policy, TaskStatistics};
 use outpost_net::report::Exposition;
 use serde_json::{Value, json};
 
@@ -35,6 +35,7 @@ pub fn report() -> Value {
                 "wait_ns": task.wait_ns,
                 "longest_wait_ns": task.longest_wait_ns,
                 "wakes": task.wakes,
+                "migrations": task.migrations,
             });
             (name, times)
         })
@@ -49,6 +50,7 @@ pub fn report() -> Value {
             "broken": gang.broken,
             "fallbacks": gang.fallbacks,
             "skew_ns": gang.skew_ns,
+            "longest_skew_ns": gang.longest_skew_ns,
             "idle_ns": gang.idle_lost_ns,
         },
     })
@@ -100,6 +102,14 @@ pub fn append(out: &mut Exposition) {
             out.counter(name, help, &[("task", task)], part(statistics));
         }
     }
+    for (task, statistics) in &tasks {
+        out.gauge(
+            "outpost_task_longest_wait_nanoseconds",
+            "The longest time that a task could have run and had no CPU.",
+            &[("task", task)],
+            statistics.longest_wait_ns,
+        );
+    }
     let gang = &counted.gang;
     for (name, help, value) in [
         (
@@ -135,6 +145,12 @@ pub fn append(out: &mut Exposition) {
     ] {
         out.counter(name, help, &[], value);
     }
+    out.gauge(
+        "outpost_gang_longest_skew_nanoseconds",
+        "The longest time between the first vCPU of a start and another.",
+        &[],
+        gang.longest_skew_ns,
+    );
 }
 
 /// The same in lines for a person.
@@ -158,9 +174,10 @@ pub fn describe() -> String {
     for (vcpu, task) in counted.vcpus.iter().enumerate() {
         let _ = writeln!(
             text,
-            "vCPU {vcpu} ran {} ms, waited {} ms, woke {} times, moved {} times",
+            "vCPU {vcpu} ran {} ms, waited {} ms (at most {} us), woke {} times, moved {} times",
             ms(task.run_ns),
             ms(task.wait_ns),
+            task.longest_wait_ns / 1000,
             task.wakes,
             task.migrations
         );
@@ -168,20 +185,23 @@ pub fn describe() -> String {
     for (cpu, task) in &counted.loads {
         let _ = writeln!(
             text,
-            "load on CPU {cpu} ran {} ms, waited {} ms ([services] load: for measurement)",
+            "load on CPU {cpu} ran {} ms, waited {} ms (at most {} us; [services] load: for measurement)",
             ms(task.run_ns),
-            ms(task.wait_ns)
+            ms(task.wait_ns),
+            task.longest_wait_ns / 1000
         );
     }
     let gang = &counted.gang;
-    if gang.slots > 0 {
+    if counted.policy == Policy::Gang {
         let _ = writeln!(
             text,
-            "gang: {} starts, {} missed, {} broken, skew {} us on average, idle {} ms",
+            "gang: {} starts, {} missed, {} broken, {} fallbacks, skew {} us on average (at most {} us), idle {} ms",
             gang.slots,
             gang.missed,
             gang.broken,
-            gang.skew_ns / gang.slots / 1000,
+            gang.fallbacks,
+            gang.skew_ns / gang.slots.max(1) / 1000,
+            gang.longest_skew_ns / 1000,
             ms(gang.idle_lost_ns)
         );
     }

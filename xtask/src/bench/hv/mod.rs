@@ -221,6 +221,7 @@ fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
                 match result.as_ref().map_err(|why| lost_state(bench, why)) {
                     Err(Some(stopped)) if left > 0 => {
                         left -= 1;
+                        runs.lost += 1;
                         spinner.suspend(|| {
                             println!("{stopped}: QEMU's translator loses state of its first CPU (docs/hv.md), so this run is made again");
                         });

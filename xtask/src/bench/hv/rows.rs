@@ -17,6 +17,8 @@ const BUSY: f64 = 0.05;
 pub struct Runs {
     runs: BTreeMap<Way, Vec<Seen>>,
     sum: Option<String>,
+    /// Runs that do not count, since the emulator lost the guest's state in them.
+    pub lost: u32,
 }
 
 impl Runs {
@@ -112,6 +114,8 @@ pub fn add(arguments: &Args, runs: &Runs, report: &mut Report) -> Result<()> {
         );
         table.work(PIPE, &name, 1.3, report)?;
     }
+    let name = "runs made again, for the emulator lost the guest's state";
+    report.add(Row::new(name, "", f64::from(runs.lost)));
     let others = median(runs.runs.values().flatten().map(|seen| seen.others)).unwrap_or_default();
     if others > BUSY {
         println!(

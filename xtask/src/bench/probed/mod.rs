@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn the_box_takes_every_policy_and_load() {
-        for policy in ["fair", "balance", "gang"] {
+        for policy in ["fair", "balance", "gang", "placed"] {
             let setting = Setting {
                 nice: -5,
                 services_nice: 10,

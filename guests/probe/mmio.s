@@ -12,6 +12,12 @@
 mode_mmio:
         movl    $text_mmio_init, %esi
         call    print
+        movl    %cr4, %eax
+        orl     $0x200, %eax                    # OSFXSR
+        movl    %eax, %cr4
+        movl    %cr0, %eax
+        andl    $0xFFFFFFF3, %eax               # neither EM nor TS
+        movl    %eax, %cr0
         call    all_forms
         call    other_forms
         call    paging_on
@@ -115,6 +121,66 @@ forms_begin:
         ret
         form "imul r,m", imull (%ebx), %eax
         form "imul r,m,imm", imull $-3, (%ebx), %edx
+        # What leaves flags undefined ends with others; CF or ZF, where defined, is kept in CL.
+        forms_entry "mul m"
+        mull (%ebx)
+        setc %cl
+        orl %edi, %edi
+        ret
+        forms_entry "imul m"
+        imull (%ebx)
+        setc %cl
+        orl %edi, %edi
+        ret
+        forms_entry "div m"
+        xorl %edx, %edx
+        divl (%ebx)
+        orl %edi, %edi
+        ret
+        forms_entry "idiv m"
+        xorl %edx, %edx
+        negl %eax
+        decl %edx
+        idivl (%ebx)
+        orl %edi, %edi
+        ret
+        form "rcl m,1", rcll $1, (%ebx)
+        form "rcr m,1", rcrl $1, (%ebx)
+        form "shld m,r,1", shldl $1, %eax, (%ebx)
+        form "shrd m,r,1", shrdl $1, %eax, (%ebx)
+        forms_entry "bsf r,m"
+        bsfl (%ebx), %eax
+        setz %cl
+        orl %edi, %edi
+        ret
+        forms_entry "bsr r,m"
+        bsrl (%ebx), %eax
+        setz %cl
+        orl %edi, %edi
+        ret
+        forms_entry "movd x,m"
+        movd (%ebx), %xmm1
+        movd %xmm1, %eax
+        ret
+        forms_entry "movd m,x"
+        movd %eax, %xmm2
+        movd %xmm2, (%ebx)
+        ret
+        forms_entry "movss x,m"
+        pcmpeqd %xmm3, %xmm3
+        movss (%ebx), %xmm3
+        movd %xmm3, %eax
+        psrldq $4, %xmm3
+        movd %xmm3, %edx
+        ret
+        forms_entry "movss m,x"
+        movd %eax, %xmm7
+        movss %xmm7, (%ebx)
+        ret
+        forms_entry "pop m"
+        pushl %eax
+        popl (%ebx)
+        ret
         forms_entry "push m"
         pushl (%ebx)
         popl %eax
@@ -235,7 +301,7 @@ run_form:
 
 # Forms that need more than that: narrow writes, absolute addresses, an operand that crosses into the device's page.
 other_forms:
-        addl    $6, forms_run
+        addl    $7, forms_run
         movl    $SELECTED, IO_APIC
         movl    $INITIAL, WINDOW
         .byte   0xA1                            # mov eax, moffs
@@ -268,6 +334,15 @@ other_forms:
         cmpl    $-1, %eax
         movl    $text_unclaimed, %esi
         call    expect_equal
+        pxor    %xmm0, %xmm0
+        movups  -8(%edi), %xmm0
+        movd    %xmm0, %eax
+        psrldq  $12, %xmm0
+        movd    %xmm0, %ecx
+        andl    %ecx, %eax
+        cmpl    $-1, %eax
+        movl    $text_movups, %esi
+        call    expect_equal
         ret
 
 # 4 MiB pages, one to one.
@@ -299,6 +374,7 @@ text_byte:      .asciz  "mov m8,imm"
 text_word:      .asciz  "mov m16,imm"
 text_setcc:     .asciz  "setc m8"
 text_rep_stos:  .asciz  "rep stos"
+text_movups:    .asciz  "movups x,m"
 text_unclaimed: .asciz  "unclaimed address"
 
         .bss

@@ -1,23 +1,25 @@
 //! Carries out the guest's instructions that touch devices: the forms that compilers and Linux emit for memory-mapped
-//! registers, and string instructions between memory, devices and ports.
+//! registers, SSE moves among them, and string instructions between memory, devices and ports.
 //!
 //! The CPU has begun each instruction and stopped at a guest-physical address that is not mapped; here it is done from the beginning. Every
-//! operand's segment limit or canonical form and its translation are checked before anything is changed; segment types and alignment are not.
-//! An instruction that is not here is not guessed at: the guest stops with its bytes. SSE and VEX forms are such.
+//! operand's segment limit or canonical form and its translation are checked before anything is changed; segment types are not, and alignment only where the instruction itself asks for it.
+//! An instruction that is not here is not guessed at: the guest stops with its bytes. SSE arithmetic, x87, MMX and VEX forms are such.
 
-use crate::cpu::alu::{self, ARITHMETIC, CF, Shift, ZF};
-use crate::cpu::{Event, GENERAL_PROTECTION, Gpr, PAGE_FAULT, Registers, System};
+use crate::cpu::alu::{self, CF, Scan, Shift, ZF};
+use crate::cpu::{self, Event, GENERAL_PROTECTION, PAGE_FAULT, Registers, System};
 use crate::decode::{self, Bytes};
 use crate::mem::GuestMemory;
 use crate::mem::walk::{Intent, WalkError};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+mod arithmetic;
+mod control;
 mod operand;
+mod sse;
 mod string;
 #[cfg(test)]
 mod tests;
 
-use operand::{Operand, accumulator};
 use string::StringOperation;
 
 /// Guest-physical accesses, to RAM and devices alike. Widths are 1, 2, 4 or 8 bytes; no access crosses a page.
@@ -34,6 +36,10 @@ pub trait Bus {
     fn task_priority(&mut self) -> u64;
     /// Changes it.
     fn set_task_priority(&mut self, value: u64);
+    /// Reads one of the registers XMM0 to XMM15.
+    fn xmm(&mut self, index: usize) -> u128;
+    /// Changes it.
+    fn set_xmm(&mut self, index: usize, value: u128);
 }
 
 /// Why an instruction was not carried out. Nothing has changed then (of a repeated one: nothing of the element that is due).
@@ -80,12 +86,23 @@ pub fn step(
         instruction,
     };
     match step.run() {
-        Ok(true) => Ok(next),
-        Ok(false) => Ok(step.registers.rip),
+        Ok(Outcome::Through) => Ok(next),
+        Ok(Outcome::Again) => Ok(step.registers.rip),
+        Ok(Outcome::Jump(target)) => Ok(target),
         Err(Failure::Unknown) => Err(Trouble::Unsupported(bytes)),
         Err(Failure::Fault(event)) => Err(Trouble::Inject(event, None)),
         Err(Failure::Walk(error)) => Err(error.into()),
     }
+}
+
+/// Where it goes on.
+enum Outcome {
+    /// Behind the instruction.
+    Through,
+    /// At the same one, which is not through.
+    Again,
+    /// There.
+    Jump(u64),
 }
 
 enum Failure {
@@ -109,10 +126,15 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// True when the instruction is through.
-    fn run(&mut self) -> Result<bool, Failure> {
+    fn run(&mut self) -> Result<Outcome, Failure> {
         if let Some(string) = StringOperation::of(self.instruction.code()) {
-            return self.string(string);
+            return Ok(match self.string(string)? {
+                true => Outcome::Through,
+                false => Outcome::Again,
+            });
+        }
+        if self.instruction.is_jmp_near_indirect() || self.instruction.is_call_near_indirect() {
+            return self.branch();
         }
         let mnemonic = self.instruction.mnemonic();
         match mnemonic {
@@ -181,19 +203,38 @@ impl Step<'_> {
             Mnemonic::Ror => self.shift(Shift::RotateRight)?,
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => self.bit(mnemonic)?,
             Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg => self.exchange(mnemonic)?,
-            Mnemonic::Imul if self.instruction.op_count() >= 2 => {
-                let to = self.operand(0, Intent::Write)?;
-                let first = self.operand(self.instruction.op_count() - 2, Intent::Read)?;
-                let second = self.operand(self.instruction.op_count() - 1, Intent::Read)?;
-                let (result, flags) =
-                    alu::signed_multiply(self.get(first), self.get(second), to.width());
-                self.set_flags(flags, ARITHMETIC);
-                self.put(to, result);
+            Mnemonic::Rcl => self.shift(Shift::RotateLeftCarry)?,
+            Mnemonic::Rcr => self.shift(Shift::RotateRightCarry)?,
+            Mnemonic::Shld => self.double_shift(true)?,
+            Mnemonic::Shrd => self.double_shift(false)?,
+            Mnemonic::Adcx => self.add_with(CF)?,
+            Mnemonic::Adox => self.add_with(alu::OF)?,
+            Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b => self.exchange_pair(mnemonic)?,
+            Mnemonic::Imul if self.instruction.op_count() >= 2 => self.multiply_to()?,
+            Mnemonic::Mul => self.multiply(false)?,
+            Mnemonic::Imul => self.multiply(true)?,
+            Mnemonic::Div => self.divide(false)?,
+            Mnemonic::Idiv => self.divide(true)?,
+            Mnemonic::Bsf => self.scan(Scan::Forward)?,
+            Mnemonic::Bsr => self.scan(Scan::Reverse)?,
+            Mnemonic::Tzcnt if cpu::has_tzcnt() => self.scan(Scan::TrailingZeros)?,
+            Mnemonic::Tzcnt => self.scan(Scan::Forward)?,
+            Mnemonic::Lzcnt if cpu::has_lzcnt() => self.scan(Scan::LeadingZeros)?,
+            Mnemonic::Lzcnt => self.scan(Scan::Reverse)?,
+            Mnemonic::Popcnt => self.scan(Scan::Ones)?,
+            Mnemonic::Crc32 => self.checksum()?,
+            // All memory is coherent, and nothing of a device is in a cache: only the operand is checked (APM vol. 3, CLFLUSH).
+            Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => {
+                self.place(0, 1, 0, Intent::Read)?;
             }
+            Mnemonic::Pop => self.pop()?,
             Mnemonic::Push => self.push()?,
-            _ => self.conditional()?,
+            _ => match sse::Form::of(mnemonic) {
+                Some(form) => self.sse(form)?,
+                None => self.conditional()?,
+            },
         }
-        Ok(true)
+        Ok(Outcome::Through)
     }
 
     /// The CPU has checked that already, but of the bytes that it fetched; another vCPU may have changed them.
@@ -203,151 +244,6 @@ impl Step<'_> {
         } else {
             Err(Failure::Fault(GENERAL_PROTECTION))
         }
-    }
-
-    fn arithmetic(&mut self, mnemonic: Mnemonic) -> Result<(), Failure> {
-        let only_compares = matches!(mnemonic, Mnemonic::Cmp | Mnemonic::Test);
-        let to = self.operand(
-            0,
-            if only_compares {
-                Intent::Read
-            } else {
-                Intent::Write
-            },
-        )?;
-        let from = self.operand(1, Intent::Read)?;
-        let (a, b) = (self.get(to), self.get(from));
-        let carry = self.registers.rflags & CF != 0;
-        let width = to.width();
-        let (result, flags) = match mnemonic {
-            Mnemonic::Add => alu::add(a, b, false, width),
-            Mnemonic::Adc => alu::add(a, b, carry, width),
-            Mnemonic::Sub | Mnemonic::Cmp => alu::sub(a, b, false, width),
-            Mnemonic::Sbb => alu::sub(a, b, carry, width),
-            Mnemonic::And | Mnemonic::Test => alu::logic(a & b, width),
-            Mnemonic::Or => alu::logic(a | b, width),
-            _ => alu::logic(a ^ b, width),
-        };
-        self.set_flags(flags, ARITHMETIC);
-        if !only_compares {
-            self.put(to, result);
-        }
-        Ok(())
-    }
-
-    fn unary(&mut self, mnemonic: Mnemonic) -> Result<(), Failure> {
-        let to = self.operand(0, Intent::Write)?;
-        let (value, width) = (self.get(to), to.width());
-        let (result, flags, changed) = match mnemonic {
-            Mnemonic::Not => (!value, 0, 0),
-            Mnemonic::Neg => {
-                let (result, flags) = alu::sub(0, value, false, width);
-                (result, flags, ARITHMETIC)
-            }
-            Mnemonic::Inc => {
-                let (result, flags) = alu::add(value, 1, false, width);
-                (result, flags, ARITHMETIC & !CF)
-            }
-            _ => {
-                let (result, flags) = alu::sub(value, 1, false, width);
-                (result, flags, ARITHMETIC & !CF)
-            }
-        };
-        self.set_flags(flags, changed);
-        self.put(to, result);
-        Ok(())
-    }
-
-    fn shift(&mut self, kind: Shift) -> Result<(), Failure> {
-        let (to, count) = (
-            self.operand(0, Intent::Write)?,
-            self.operand(1, Intent::Read)?,
-        );
-        let (value, count) = (self.get(to), self.get(count) as u8);
-        let (result, flags) = alu::shift(kind, value, count, to.width(), self.registers.rflags);
-        self.set_flags(flags, ARITHMETIC);
-        self.put(to, result);
-        Ok(())
-    }
-
-    /// BT and its kin. With the bit's number in a register, it may lie far from the operand.
-    fn bit(&mut self, mnemonic: Mnemonic) -> Result<(), Failure> {
-        let index = self.operand(1, Intent::Read)?;
-        let number = alu::sign_extend(self.get(index), index.width()) as i64;
-        let intent = if mnemonic == Mnemonic::Bt {
-            Intent::Read
-        } else {
-            Intent::Write
-        };
-        let to = if self.instruction.op0_kind() == OpKind::Memory
-            && matches!(index, Operand::Register(..))
-        {
-            let width = index.width();
-            let bits = i64::from(width) * 8;
-            let element = number.div_euclid(bits).wrapping_mul(i64::from(width));
-            Operand::Memory(self.place(0, width, element as u64, intent)?)
-        } else {
-            self.operand(0, intent)?
-        };
-        let bit = 1 << (number as u64 & (u64::from(to.width()) * 8 - 1));
-        let value = self.get(to);
-        self.set_flags(if value & bit != 0 { CF } else { 0 }, CF);
-        match mnemonic {
-            Mnemonic::Bts => self.put(to, value | bit),
-            Mnemonic::Btr => self.put(to, value & !bit),
-            Mnemonic::Btc => self.put(to, value ^ bit),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn exchange(&mut self, mnemonic: Mnemonic) -> Result<(), Failure> {
-        let (to, other) = (
-            self.operand(0, Intent::Write)?,
-            self.operand(1, Intent::Write)?,
-        );
-        let (old, new, width) = (self.get(to), self.get(other), to.width());
-        match mnemonic {
-            Mnemonic::Xchg => {
-                self.put(to, new);
-                self.put(other, old);
-            }
-            Mnemonic::Xadd => {
-                let (sum, flags) = alu::add(old, new, false, width);
-                self.set_flags(flags, ARITHMETIC);
-                self.put(other, old);
-                self.put(to, sum);
-            }
-            _ => {
-                let accumulator = Operand::Register(accumulator(width), width);
-                let (_, flags) = alu::sub(self.get(accumulator), old, false, width);
-                self.set_flags(flags, ARITHMETIC);
-                if flags & ZF != 0 {
-                    self.put(to, new);
-                } else {
-                    self.put(to, old);
-                    self.put(accumulator, old);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn push(&mut self) -> Result<(), Failure> {
-        let from = self.operand(0, Intent::Read)?;
-        let width = from.width();
-        let mask = match self.system.code_bits() {
-            64 => u64::MAX,
-            _ if self.system.ss.is_big() => 0xFFFF_FFFF,
-            _ => 0xFFFF,
-        };
-        let old = self.registers.get(Gpr::Rsp);
-        let stack = old.wrapping_sub(u64::from(width)) & mask;
-        let to = self.locate(Register::SS, stack, width, Intent::Write)?;
-        let value = self.get(from);
-        self.write(to, value);
-        self.registers.set(Gpr::Rsp, old & !mask | stack);
-        Ok(())
     }
 
     /// SETcc and CMOVcc; anything else is unknown.

@@ -39,12 +39,33 @@ pub enum Exit {
     Refused,
     /// Triple fault or another shutdown.
     Shutdown,
-    /// The CPU, or our own check before it, refused the guest's state. The text says which rule.
-    BadState(&'static str),
+    /// The CPU, or our own check before it, refused the guest's state.
+    BadState(Refusal),
     /// A machine check: the box is in trouble.
     MachineCheck,
     /// Anything else, with the back end's code and details.
     Unknown([u64; 3]),
+}
+
+/// Who refused the guest's state, and for which rule. Reads as the end of a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Our own check, before the guest was entered.
+    Check(&'static str),
+    /// The CPU, and the rule that our check finds broken in what it was given, if it finds one.
+    Cpu(Option<&'static str>),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Check(rule) => f.write_str(rule),
+            Self::Cpu(Some(rule)) => write!(f, "by the CPU: {rule}"),
+            Self::Cpu(None) => f.write_str(
+                "by the CPU, and none of the rules in APM 15.5.1 that we check is broken",
+            ),
+        }
+    }
 }
 
 /// One port instruction.

@@ -96,6 +96,8 @@ pub enum Shift {
     RightSigned,
     RotateLeft,
     RotateRight,
+    RotateLeftCarry,
+    RotateRightCarry,
 }
 
 /// Shifts or rotates by `count` (masked as the CPU does); gives the result and the new flags, of which `flags` are the old ones. OF for counts other than
@@ -126,17 +128,28 @@ pub fn shift(kind: Shift, value: u64, count: u8, width: u8, flags: u64) -> (u64,
             let result = (wide >> by | wide << (bits - by)) as u64 & mask(width);
             (result, top(result))
         }
+        Shift::RotateLeftCarry | Shift::RotateRightCarry => {
+            // CF is one bit more of the ring (APM vol. 3, RCL and RCR).
+            let ring = wide | u128::from(flags & CF) << bits;
+            let by = count % (bits + 1);
+            let left = match kind {
+                Shift::RotateLeftCarry => by,
+                _ => bits + 1 - by,
+            };
+            let ring = ring << left | ring >> (bits + 1 - left);
+            (ring as u64, ring >> bits & 1 != 0)
+        }
     };
     let result = result & mask(width);
     let overflow = match kind {
-        Shift::Left | Shift::RotateLeft => top(result) != carry,
+        Shift::Left | Shift::RotateLeft | Shift::RotateLeftCarry => top(result) != carry,
         Shift::Right => top(value),
         Shift::RightSigned => false,
-        Shift::RotateRight => top(result) != top(result << 1),
+        Shift::RotateRight | Shift::RotateRightCarry => top(result) != top(result << 1),
     };
     let kept = match kind {
-        Shift::RotateLeft | Shift::RotateRight => flags & ARITHMETIC & !(CF | OF),
-        _ => of_result(result, width),
+        Shift::Left | Shift::Right | Shift::RightSigned => of_result(result, width),
+        _ => flags & ARITHMETIC & !(CF | OF),
     };
     (
         result,
@@ -144,198 +157,137 @@ pub fn shift(kind: Shift, value: u64, count: u8, width: u8, flags: u64) -> (u64,
     )
 }
 
-/// Signed product and its flags: CF and OF if it does not fit.
-pub fn signed_multiply(a: u64, b: u64, width: u8) -> (u64, u64) {
-    let wide = i128::from(sign_extend(a, width) as i64) * i128::from(sign_extend(b, width) as i64);
-    let result = wide as u64 & mask(width);
-    let lost = i128::from(sign_extend(result, width) as i64) != wide;
+/// SHLD and SHRD: shifts `value` by `count` (masked as the CPU does) and fills up from `other`; gives the result and the new flags, of which `flags` are
+/// the old ones. Undefined on the CPU: AF; OF unless by one; all of it when 16 bits are shifted by more.
+pub fn double_shift(
+    left: bool,
+    value: u64,
+    other: u64,
+    count: u8,
+    width: u8,
+    flags: u64,
+) -> (u64, u64) {
+    let bits = u32::from(width) * 8;
+    let count = u32::from(count) & if width == 8 { 63 } else { 31 };
+    let (value, other) = (value & mask(width), other & mask(width));
+    if count == 0 {
+        return (value, flags & ARITHMETIC);
+    }
+    let (result, carry) = if left {
+        let wide = u128::from(value) << bits | u128::from(other);
+        (wide << count >> bits, wide >> (2 * bits - count) & 1 != 0)
+    } else {
+        let wide = u128::from(other) << bits | u128::from(value);
+        (wide >> count, wide >> (count - 1) & 1 != 0)
+    };
+    let result = result as u64 & mask(width);
+    let mut flags = of_result(result, width);
+    if carry {
+        flags |= CF;
+    }
+    if (value ^ result) & sign_bit(width) != 0 {
+        flags |= OF;
+    }
+    (result, flags)
+}
+
+/// The product: its lower and its upper half, and the flags: CF and OF if the lower half alone is another number. ZF, SF and PF, undefined on the CPU, are
+/// the lower half's.
+pub fn multiply(signed: bool, a: u64, b: u64, width: u8) -> (u64, u64, u64) {
+    let extend = |value: u64| match signed {
+        true => i128::from(sign_extend(value, width) as i64) as u128,
+        false => u128::from(value & mask(width)),
+    };
+    let wide = extend(a).wrapping_mul(extend(b));
+    let low = wide as u64 & mask(width);
+    let high = (wide >> (8 * width)) as u64 & mask(width);
+    let lost = extend(low) != wide;
     (
-        result,
-        of_result(result, width) | if lost { CF | OF } else { 0 },
+        low,
+        high,
+        of_result(low, width) | if lost { CF | OF } else { 0 },
     )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The CPU that runs the test is the oracle: the same operation, natively, with flags.
-    macro_rules! native {
-        ($instruction:literal, $a:expr, $b:expr, $flags:expr) => {{
-            let (mut result, mut flags): (u64, u64) = ($a, $flags);
-            // SAFETY: arithmetic on registers, and flags that are put back by the compiler's own clobber of them.
-            unsafe {
-                core::arch::asm!(
-                    "push {f}", "popfq", $instruction, "pushfq", "pop {f}",
-                    f = inout(reg) flags, inout("rax") result, in("rcx") $b,
-                );
-            }
-            (result, flags & ARITHMETIC)
-        }};
+/// Divides `high:low`: quotient and remainder, or none if the divisor is zero or the quotient too big, which is #DE.
+pub fn divide(signed: bool, high: u64, low: u64, divisor: u64, width: u8) -> Option<(u64, u64)> {
+    let dividend = u128::from(high & mask(width)) << (8 * width) | u128::from(low & mask(width));
+    if !signed {
+        let divisor = u128::from(divisor & mask(width));
+        let quotient = dividend.checked_div(divisor)?;
+        return (quotient <= u128::from(mask(width)))
+            .then(|| (quotient as u64, (dividend % divisor) as u64));
     }
+    let unused = 128 - 16 * u32::from(width);
+    let dividend = (dividend << unused) as i128 >> unused;
+    let divisor = i128::from(sign_extend(divisor, width) as i64);
+    let quotient = dividend.checked_div(divisor)?;
+    (i128::from(sign_extend(quotient as u64, width) as i64) == quotient).then(|| {
+        let remainder = (dividend % divisor) as u64;
+        (quotient as u64 & mask(width), remainder & mask(width))
+    })
+}
 
-    const NUMBERS: [u64; 12] = [
-        0,
-        1,
-        0x7F,
-        0x80,
-        0xFF,
-        0x7FFF,
-        0x8000,
-        0x7FFF_FFFF,
-        0x8000_0000,
-        0x0123_4567_89AB_CDEF,
-        0x8000_0000_0000_0000,
-        u64::MAX,
-    ];
+/// What is looked for or counted in a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// BSF: the lowest one.
+    Forward,
+    /// BSR: the highest one.
+    Reverse,
+    /// TZCNT.
+    TrailingZeros,
+    /// LZCNT.
+    LeadingZeros,
+    /// POPCNT.
+    Ones,
+}
 
-    fn pairs() -> impl Iterator<Item = (u64, u64)> {
-        NUMBERS
-            .iter()
-            .flat_map(|a| NUMBERS.iter().map(move |b| (*a, *b)))
-    }
-
-    #[test]
-    fn addition_and_subtraction_match_the_cpu() {
-        for (a, b) in pairs() {
-            for carry in [false, true] {
-                let flags = 2 | u64::from(carry);
-                for (ours, theirs, width) in [
-                    (add(a, b, carry, 8), native!("adc rax, rcx", a, b, flags), 8),
-                    (add(a, b, carry, 4), native!("adc eax, ecx", a, b, flags), 4),
-                    (add(a, b, carry, 2), native!("adc ax, cx", a, b, flags), 2),
-                    (add(a, b, carry, 1), native!("adc al, cl", a, b, flags), 1),
-                    (sub(a, b, carry, 8), native!("sbb rax, rcx", a, b, flags), 8),
-                    (sub(a, b, carry, 4), native!("sbb eax, ecx", a, b, flags), 4),
-                    (sub(a, b, carry, 2), native!("sbb ax, cx", a, b, flags), 2),
-                    (sub(a, b, carry, 1), native!("sbb al, cl", a, b, flags), 1),
-                ] {
-                    assert_eq!(
-                        (ours.0, ours.1),
-                        (theirs.0 & mask(width), theirs.1),
-                        "{a:#x} {b:#x} {carry} {width}"
-                    );
-                }
-            }
+/// The result, none if the destination stays as it is (BSF and BSR of zero), and all six flags. Of BSF and BSR only ZF is defined, of TZCNT and
+/// LZCNT only ZF and CF.
+pub fn scan(kind: Scan, value: u64, width: u8) -> (Option<u64>, u64) {
+    let value = value & mask(width);
+    let bits = u32::from(width) * 8;
+    let leading = value.leading_zeros() - (64 - bits);
+    let trailing = value.trailing_zeros().min(bits);
+    match kind {
+        Scan::Forward | Scan::Reverse => {
+            let found = match kind {
+                Scan::Forward => trailing,
+                _ => (bits - 1).wrapping_sub(leading),
+            };
+            let result = (value != 0).then_some(found.into());
+            (result, of_result(value, width))
         }
-    }
-
-    #[test]
-    fn logic_matches_the_cpu() {
-        for (a, b) in pairs() {
-            for (ours, theirs, width) in [
-                (logic(a & b, 8), native!("and rax, rcx", a, b, 2), 8),
-                (logic(a ^ b, 4), native!("xor eax, ecx", a, b, 2), 4),
-                (logic(a | b, 2), native!("or ax, cx", a, b, 2), 2),
-                (logic(a & b, 1), native!("and al, cl", a, b, 2), 1),
-            ] {
-                // AF is undefined.
-                assert_eq!(
-                    (ours.0, ours.1),
-                    (theirs.0 & mask(width), theirs.1 & !AF),
-                    "{a:#x} {b:#x} {width}"
-                );
-            }
+        Scan::TrailingZeros | Scan::LeadingZeros => {
+            let count = match kind {
+                Scan::TrailingZeros => trailing,
+                _ => leading,
+            };
+            let carry = if value == 0 { CF } else { 0 };
+            let zero = if count == 0 { ZF } else { 0 };
+            (Some(count.into()), carry | zero)
         }
-    }
-
-    #[test]
-    fn shifts_match_the_cpu() {
-        for a in NUMBERS {
-            for count in [0_u64, 1, 2, 7, 8, 15, 16, 31, 33, 63] {
-                for old in [2, 2 | CF | OF | ZF] {
-                    for (kind, ours_of, theirs, width) in [
-                        (Shift::Left, a, native!("shl rax, cl", a, count, old), 8),
-                        (Shift::Left, a, native!("shl eax, cl", a, count, old), 4),
-                        (Shift::Right, a, native!("shr rax, cl", a, count, old), 8),
-                        (Shift::Right, a, native!("shr ax, cl", a, count, old), 2),
-                        (
-                            Shift::RightSigned,
-                            a,
-                            native!("sar eax, cl", a, count, old),
-                            4,
-                        ),
-                        (
-                            Shift::RightSigned,
-                            a,
-                            native!("sar al, cl", a, count, old),
-                            1,
-                        ),
-                        (
-                            Shift::RotateLeft,
-                            a,
-                            native!("rol rax, cl", a, count, old),
-                            8,
-                        ),
-                        (
-                            Shift::RotateLeft,
-                            a,
-                            native!("rol ax, cl", a, count, old),
-                            2,
-                        ),
-                        (
-                            Shift::RotateRight,
-                            a,
-                            native!("ror eax, cl", a, count, old),
-                            4,
-                        ),
-                        (
-                            Shift::RotateRight,
-                            a,
-                            native!("ror al, cl", a, count, old),
-                            1,
-                        ),
-                    ] {
-                        let (result, flags) = shift(kind, ours_of, count as u8, width, old);
-                        assert_eq!(
-                            result,
-                            theirs.0 & mask(width),
-                            "{kind:?} {a:#x} by {count} width {width}"
-                        );
-                        let masked = count & if width == 8 { 63 } else { 31 };
-                        let bits = u64::from(width) * 8;
-                        // Undefined on the CPU: AF; OF unless by one; CF of a shift by the width or more.
-                        let mut defined = ARITHMETIC & !AF;
-                        if masked != 1 && masked != 0 {
-                            defined &= !OF;
-                        }
-                        if masked >= bits {
-                            defined &= !CF;
-                        }
-                        assert_eq!(
-                            flags & defined,
-                            theirs.1 & defined,
-                            "{kind:?} {a:#x} by {count} width {width}"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_match_the_cpu() {
-        for (a, b) in pairs() {
-            for (ours, theirs, width) in [
-                (
-                    signed_multiply(a, b, 8),
-                    native!("imul rax, rcx", a, b, 2),
-                    8,
-                ),
-                (
-                    signed_multiply(a, b, 4),
-                    native!("imul eax, ecx", a, b, 2),
-                    4,
-                ),
-                (signed_multiply(a, b, 2), native!("imul ax, cx", a, b, 2), 2),
-            ] {
-                assert_eq!(ours.0, theirs.0 & mask(width));
-                assert_eq!(
-                    ours.1 & (CF | OF),
-                    theirs.1 & (CF | OF),
-                    "{a:#x} {b:#x} {width}"
-                );
-            }
+        Scan::Ones => {
+            let zero = if value == 0 { ZF } else { 0 };
+            (Some(value.count_ones().into()), zero)
         }
     }
 }
+
+/// CRC32: the checksum with the low `width` bytes of `value` added (polynomial 11EDC6F41h, bits reflected).
+pub fn crc32(checksum: u32, value: u64, width: u8) -> u32 {
+    const REFLECTED: u32 = 0x82F6_3B78;
+    let bytes = value.to_le_bytes();
+    bytes
+        .iter()
+        .take(width.into())
+        .fold(checksum, |checksum, byte| {
+            (0..8).fold(checksum ^ u32::from(*byte), |rest, _| {
+                rest >> 1 ^ if rest & 1 != 0 { REFLECTED } else { 0 }
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests;

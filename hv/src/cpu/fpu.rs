@@ -6,9 +6,15 @@
 
 use core::arch::asm;
 
-const CR0_EM: u64 = 1 << 2;
-const CR0_TS: u64 = 1 << 3;
-const CR4_OSFXSR: u64 = 1 << 9;
+/// CR0.EM: no x87 and no SSE instructions.
+pub const CR0_EM: u64 = 1 << 2;
+/// CR0.TS: the registers may be another task's.
+pub const CR0_TS: u64 = 1 << 3;
+/// CR4.OSFXSR: SSE instructions.
+pub const CR4_OSFXSR: u64 = 1 << 9;
+
+/// Where XMM0 is in the image; the others follow.
+const XMM: usize = 160;
 
 /// The FXSAVE image (APM vol. 2, 11.4.4): 512 bytes, 16-byte aligned.
 #[derive(Clone)]
@@ -25,6 +31,30 @@ impl FpuState {
         image[24] = 0x80;
         image[25] = 0x1F;
         Self(image)
+    }
+
+    /// The bytes of one of the registers XMM0 to XMM15.
+    fn xmm_bytes(&mut self, index: usize) -> Option<&mut [u8; 16]> {
+        if index > 15 {
+            return None;
+        }
+        let at = XMM + 16 * index;
+        self.0.get_mut(at..at + 16)?.try_into().ok()
+    }
+
+    /// One of the registers XMM0 to XMM15; zero for any other number.
+    pub fn xmm(&self, index: usize) -> u128 {
+        let mut image = self.clone();
+        image
+            .xmm_bytes(index)
+            .map_or(0, |bytes| u128::from_le_bytes(*bytes))
+    }
+
+    /// Changes it.
+    pub fn set_xmm(&mut self, index: usize, value: u128) {
+        if let Some(bytes) = self.xmm_bytes(index) {
+            *bytes = value.to_le_bytes();
+        }
     }
 
     /// Loads it into the CPU.
@@ -52,6 +82,50 @@ impl FpuState {
             asm!("fxsave64 [{}]", in(reg) &mut self.0, options(nostack));
             enabled.restore();
         }
+    }
+}
+
+/// One MOVUPS between memory and the XMM register of this number; nothing for numbers that no register has.
+macro_rules! movups {
+    ($index:expr, $before:literal, $after:literal, $place:expr, $($number:literal)*) => {
+        match $index {
+            $($number => asm!(
+                concat!("movups ", $before, $number, $after),
+                in(reg) $place, options(nostack, preserves_flags)
+            ),)*
+            _ => {}
+        }
+    };
+}
+
+/// Reads one of the CPU's registers XMM0 to XMM15; zero for any other number. Neither this nor [`write_xmm`] is FXSAVE or FXRSTOR: those cost more, and
+/// QEMU's FXRSTOR is not to be trusted (docs/hv.md).
+///
+/// # Safety
+/// Runs at CPL 0.
+pub unsafe fn read_xmm(index: usize) -> u128 {
+    let mut bytes = [0_u8; 16];
+    // SAFETY: (1) CPL 0 by the caller's promise; (2) MOVUPS writes 16 bytes, which are ours; (3) CR0 and CR4 are put back.
+    unsafe {
+        let enabled = Enabled::new();
+        movups!(index, "[{}], xmm", "", &mut bytes, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        enabled.restore();
+    }
+    u128::from_le_bytes(bytes)
+}
+
+/// Changes one of the CPU's registers XMM0 to XMM15; nothing for any other number.
+///
+/// # Safety
+/// Runs at CPL 0, and no code on this CPU relies on the register.
+pub unsafe fn write_xmm(index: usize, value: u128) {
+    let bytes = value.to_le_bytes();
+    // SAFETY: (1) CPL 0 by the caller's promise; (2) MOVUPS reads 16 bytes, which are ours; (3) nobody relies on the register, by the caller's promise;
+    // (4) CR0 and CR4 are put back.
+    unsafe {
+        let enabled = Enabled::new();
+        movups!(index, "xmm", ", [{}]", &bytes, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        enabled.restore();
     }
 }
 
@@ -100,5 +174,20 @@ mod tests {
             0x1F80
         );
         assert_eq!(image.iter().filter(|byte| **byte != 0).count(), 4);
+    }
+
+    #[test]
+    fn registers_are_where_the_image_has_them() {
+        let mut state = FpuState::reset();
+        for index in 0..20 {
+            state.set_xmm(index, 0x0102_0304 << 64 | index as u128);
+        }
+        // APM vol. 2, figure 11-9: XMM0 at A0h, XMM15 at 190h; what is behind is reserved.
+        assert_eq!(state.0[0xA0], 0);
+        assert_eq!(state.0[0xB0], 1);
+        assert_eq!(state.0[0x190..0x19C], [15, 0, 0, 0, 0, 0, 0, 0, 4, 3, 2, 1]);
+        assert!(state.0[0x1A0..].iter().all(|byte| *byte == 0));
+        assert_eq!(state.xmm(7), 0x0102_0304 << 64 | 7);
+        assert_eq!(state.xmm(16), 0);
     }
 }

@@ -22,6 +22,16 @@ pub fn host_cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     core::arch::x86_64::__cpuid_count(leaf, subleaf)
 }
 
+/// Whether the CPU, and so a guest on it, has LZCNT. Without it the same bytes are BSR (APM vol. 3, LZCNT).
+pub fn has_lzcnt() -> bool {
+    host_cpuid(0x8000_0001, 0).ecx & 1 << 5 != 0
+}
+
+/// Whether the CPU, and so a guest on it, has TZCNT. Without it the same bytes are BSF (APM vol. 3, TZCNT).
+pub fn has_tzcnt() -> bool {
+    host_cpuid(7, 0).ebx & 1 << 3 != 0
+}
+
 /// RFLAGS bit 1, always set.
 pub const RFLAGS_ONE: u64 = 1 << 1;
 /// RFLAGS.TF: single step.
@@ -212,6 +222,10 @@ pub enum Event {
 
 /// Vector of #DB.
 pub const DEBUG_EXCEPTION: u8 = 1;
+/// #DE.
+pub const DIVIDE_ERROR: Event = Event::Exception(0, None);
+/// #NM.
+pub const DEVICE_NOT_AVAILABLE: Event = Event::Exception(7, None);
 /// #UD.
 pub const INVALID_OPCODE: Event = Event::Exception(6, None);
 /// #GP(0).
@@ -332,6 +346,12 @@ pub trait Vcpu {
     /// The same to change them.
     fn registers_mut(&mut self) -> &mut Registers;
 
+    /// One of the registers XMM0 to XMM15; zero for any other number.
+    fn xmm(&self, index: usize) -> u128;
+
+    /// Changes it.
+    fn set_xmm(&mut self, index: usize, value: u128);
+
     /// A copy of the system registers.
     fn system(&self) -> System;
 
@@ -377,4 +397,34 @@ pub trait Vcpu {
 
     /// Where it runs, as evidence. Called on the CPU that it is bound to, if it is.
     fn place(&self) -> Place;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn what_firmware_has_done_to_virtualisation_is_said_in_words() {
+        for (reason, text) in [
+            (
+                Unavailable::LockedByFirmware,
+                "AMD-V is switched off and locked by the firmware (VM_CR.SVMDIS with SVM_LOCK)",
+            ),
+            (
+                Unavailable::DisabledByFirmware,
+                "AMD-V is switched off in firmware setup (VM_CR.SVMDIS)",
+            ),
+            (
+                Unavailable::NoVirtualisation,
+                "this CPU has no virtualisation extension (CPUID shows neither SVM nor VMX)",
+            ),
+            (
+                Unavailable::NoNestedPaging,
+                "this CPU has AMD-V without nested paging (CPUID 8000000Ah EDX.NP), which the guest needs",
+            ),
+        ] {
+            assert_eq!(reason.to_string(), text);
+        }
+    }
 }

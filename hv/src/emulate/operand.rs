@@ -17,6 +17,31 @@ pub(super) struct Place {
     width: u8,
 }
 
+impl Place {
+    /// True if its address is a multiple of 16. Pages are, so it does not matter which address.
+    pub(super) fn is_aligned(self) -> bool {
+        self.address.is_multiple_of(16)
+    }
+
+    /// The 8 bytes that begin `from` bytes after the first of 16.
+    fn quadword(self, from: u8) -> Self {
+        let (address, split) = match self.split {
+            Some((here, rest)) if here <= from => (rest.wrapping_add(u64::from(from - here)), None),
+            Some((here, rest)) => {
+                let here = here - from;
+                let split = (here < 8).then_some((here, rest));
+                (self.address.wrapping_add(from.into()), split)
+            }
+            None => (self.address.wrapping_add(from.into()), None),
+        };
+        Self {
+            address,
+            split,
+            width: 8,
+        }
+    }
+}
+
 /// Where an operand is.
 #[derive(Clone, Copy)]
 pub(super) enum Operand {
@@ -181,6 +206,24 @@ impl Step<'_> {
         }
     }
 
+    /// Reads up to 16 bytes: two accesses of 8, the lower one first, if there are so many.
+    pub(super) fn read_wide(&mut self, place: Place) -> u128 {
+        if place.width < 16 {
+            return self.read(place).into();
+        }
+        let low = self.read(place.quadword(0));
+        u128::from(self.read(place.quadword(8))) << 64 | u128::from(low)
+    }
+
+    /// Writes up to 16 bytes, in the same order.
+    pub(super) fn write_wide(&mut self, place: Place, value: u128) {
+        if place.width < 16 {
+            return self.write(place, value as u64);
+        }
+        self.write(place.quadword(0), value as u64);
+        self.write(place.quadword(8), (value >> 64) as u64);
+    }
+
     pub(super) fn get(&mut self, operand: Operand) -> u64 {
         match operand {
             Operand::Register(register, _) => self.register(register),
@@ -218,7 +261,7 @@ impl Step<'_> {
 }
 
 /// True if bits 47 to 63 are all the same.
-fn is_canonical(address: u64) -> bool {
+pub(super) fn is_canonical(address: u64) -> bool {
     (address as i64) << 16 >> 16 == address as i64
 }
 

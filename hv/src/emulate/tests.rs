@@ -2,15 +2,18 @@
 
 use super::string::REPEAT_LIMIT;
 use super::*;
-use crate::cpu::RFLAGS_DF;
-use crate::cpu::Segment;
 use crate::cpu::alu::ARITHMETIC;
+use crate::cpu::fpu::CR4_OSFXSR;
+use crate::cpu::{Gpr, RFLAGS_DF, Segment};
 use crate::mem::walk::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+mod arithmetic;
 mod bounds;
+mod control;
+mod sse;
 
 /// RAM below 2 MiB, a device above: it holds bytes and writes down every access.
 struct Board<'a> {
@@ -18,6 +21,7 @@ struct Board<'a> {
     device: [u8; 8192],
     log: String,
     priority: u64,
+    xmm: [u128; 16],
 }
 
 const DEVICE: u64 = 0xFEB0_0000;
@@ -65,6 +69,14 @@ impl Bus for Board<'_> {
     fn set_task_priority(&mut self, value: u64) {
         self.priority = value;
     }
+
+    fn xmm(&mut self, index: usize) -> u128 {
+        self.xmm[index]
+    }
+
+    fn set_xmm(&mut self, index: usize, value: u128) {
+        self.xmm[index] = value;
+    }
 }
 
 /// 64-bit code without paging would not exist; with CR0.PG clear the walker gives linear addresses back, which is all that is wanted.
@@ -86,6 +98,7 @@ fn flat(bits: u32) -> System {
         fs: data,
         gs: data,
         cr0: CR0_PE,
+        cr4: CR4_OSFXSR,
         efer: if bits == 64 { EFER_LMA } else { 0 },
         ..System::default()
     }
@@ -118,7 +131,11 @@ struct Run {
     memory: GuestMemory,
     result: Result<u64, Trouble>,
     priority: u64,
+    xmm: [u128; 16],
 }
+
+/// What XMM0 has; each next register has one more in its lowest byte.
+const XMM0: u128 = 0x0F0E_0D0C_0B0A_0908_0706_0504_0302_0100;
 
 /// Runs one instruction with RBX = RDI = device, RSI = RAM at 3000h, RAX = 1122334455667788h, RCX as given.
 fn run_with(
@@ -150,12 +167,14 @@ fn run_with(
         device,
         log: String::new(),
         priority: 5,
+        xmm: core::array::from_fn(|index| XMM0 + index as u128),
     };
     let result = step(&memory, &mut registers, system, &mut board);
     let Board {
         device,
         log,
         priority,
+        xmm,
         ..
     } = board;
     Run {
@@ -165,6 +184,7 @@ fn run_with(
         memory,
         result,
         priority,
+        xmm,
     }
 }
 
@@ -281,57 +301,6 @@ fn arithmetic_on_device_registers() {
     ] {
         assert_eq!(run(64, code).log, log, "{code:02x?}");
     }
-}
-
-#[test]
-fn flags_follow() {
-    let flags = |code: &[u8]| run(64, code).registers.rflags & ARITHMETIC;
-    assert_eq!(
-        flags(&[0xF6, 0x03, 0x0F]),
-        ZF | alu::PF,
-        "test byte [rbx],0f"
-    );
-    assert_eq!(
-        flags(&[0xF7, 0x03, 0, 0, 0, 0x80]),
-        alu::SF | alu::PF,
-        "test dword [rbx],80000000h"
-    );
-    assert_eq!(
-        flags(&[0x81, 0x3B, 0xF0, 0xF1, 0xF2, 0xF3]),
-        ZF | alu::PF,
-        "cmp dword [rbx],same"
-    );
-    assert_eq!(flags(&[0x3B, 0x03]) & (CF | ZF), CF, "cmp eax,[rbx]: below");
-    assert_eq!(
-        flags(&[0x0F, 0xBA, 0x23, 0x04]) & CF,
-        CF,
-        "bt dword [rbx],4"
-    );
-    assert_eq!(flags(&[0x0F, 0xBA, 0x23, 0x00]) & CF, 0, "bt dword [rbx],0");
-    let inc = run_with(&flat(64), &[0xFE, 0x03], |registers, _| {
-        registers.rflags |= CF
-    });
-    assert_ne!(inc.registers.rflags & CF, 0, "INC leaves CF");
-}
-
-#[test]
-fn exchanges() {
-    let xchg = run(64, &[0x87, 0x03]);
-    assert_eq!(xchg.registers.get(Gpr::Rax), 0xF3F2_F1F0);
-    // cmpxchg [rbx],ecx
-    let fails = run(64, &[0xF0, 0x0F, 0xB1, 0x0B]);
-    assert_eq!(
-        (fails.registers.get(Gpr::Rax), fails.registers.rflags & ZF),
-        (0xF3F2_F1F0, 0)
-    );
-    let holds = run_with(&flat(64), &[0xF0, 0x0F, 0xB1, 0x0B], |registers, _| {
-        registers.set(Gpr::Rax, 0xF3F2_F1F0);
-        registers.set(Gpr::Rcx, 0x42);
-    });
-    assert_eq!(
-        (holds.log.as_str(), holds.registers.rflags & ZF),
-        ("r4@0 w4@0=42 ", ZF)
-    );
 }
 
 #[test]
@@ -486,33 +455,6 @@ fn port_strings() {
     );
 }
 
-#[test]
-fn pushes_go_to_the_stack() {
-    let long = run(64, &[0xFF, 0x33]);
-    assert_eq!(
-        (long.registers.get(Gpr::Rsp), long.memory.read_u64(0x7FF8)),
-        (0x7FF8, Ok(0xF7F6_F5F4_F3F2_F1F0))
-    );
-    let protected = run(32, &[0xFF, 0x33]);
-    assert_eq!(
-        (
-            protected.registers.get(Gpr::Rsp),
-            protected.memory.read_u32(0x7FFC)
-        ),
-        (0x7FFC, Ok(0xF3F2_F1F0))
-    );
-}
-
-#[test]
-fn task_priority_moves() {
-    let read = run(64, &[0x44, 0x0F, 0x20, 0xC0]);
-    assert_eq!(read.registers.get(Gpr::Rax), 5);
-    let write = run_with(&flat(64), &[0x44, 0x0F, 0x22, 0xC1], |registers, _| {
-        registers.set(Gpr::Rcx, 9)
-    });
-    assert_eq!((write.priority, write.result), (9, Ok(CODE + 4)));
-}
-
 /// Long mode with the pages at 0 and 200000h (the device) mapped in 4 KiB pages.
 fn paged(memory: &GuestMemory, device_pages: &[u64]) -> System {
     for (place, entry) in [
@@ -531,7 +473,7 @@ fn paged(memory: &GuestMemory, device_pages: &[u64]) -> System {
     System {
         cr0: CR0_PE | CR0_PG,
         cr3: 0x1_0000,
-        cr4: CR4_PAE,
+        cr4: CR4_PAE | CR4_OSFXSR,
         ..flat(64)
     }
 }
@@ -575,11 +517,14 @@ fn faults_come_before_any_effect() {
 
 #[test]
 fn what_is_not_known_stops_with_its_bytes() {
-    // movups [rbx],xmm0; fld dword [rbx]; call [rbx]; garbage.
+    // fld dword [rbx]; movq mm0,[rbx]; addps xmm0,[rbx]; vmovups xmm0,[rbx]; vmovdqu [rbx],ymm0; jmp far [rbx]; garbage.
     for code in [
-        &[0x0F, 0x11, 0x03][..],
-        &[0xD9, 0x03],
-        &[0xFF, 0x13],
+        &[0xD9, 0x03][..],
+        &[0x0F, 0x6F, 0x03],
+        &[0x0F, 0x58, 0x03],
+        &[0xC5, 0xF8, 0x10, 0x03],
+        &[0xC5, 0xFE, 0x7F, 0x03],
+        &[0xFF, 0x2B],
         &[0x0F, 0x0B],
         &[0x06],
     ] {

@@ -4,7 +4,7 @@ use super::processor::Processor;
 use super::{Shared, StopReason};
 use crate::cpu::{
     DEBUG_EXCEPTION, Delivery, Event, GENERAL_PROTECTION, Gpr, INVALID_OPCODE, RFLAGS_IF,
-    RFLAGS_RF, RFLAGS_TF, host_cpuid, read_tsc,
+    RFLAGS_RF, RFLAGS_TF, Vcpu, host_cpuid, read_tsc,
 };
 use crate::cpuid;
 use crate::decode;
@@ -260,17 +260,16 @@ impl Processor<'_> {
     /// Carries out the current instruction, which touched `address`.
     fn emulate(&mut self, address: u64) -> Result<(), StopReason> {
         let system = self.vcpu.system();
+        let mut registers = *self.vcpu.registers();
         let shared = &*self.shared;
         let mut wires = Wires {
             shared,
-            vcpu: self.topology.vcpu as usize,
+            index: self.topology.vcpu as usize,
+            vcpu: &mut *self.vcpu,
         };
-        match emulate::step(
-            &shared.memory,
-            self.vcpu.registers_mut(),
-            &system,
-            &mut wires,
-        ) {
+        let result = emulate::step(&shared.memory, &mut registers, &system, &mut wires);
+        *self.vcpu.registers_mut() = registers;
+        match result {
             Ok(next) => self.retire(next),
             Err(Trouble::Inject(event, cr2)) => {
                 if let Some(cr2) = cr2 {
@@ -290,12 +289,14 @@ impl Processor<'_> {
 /// What an emulated instruction reaches.
 struct Wires<'a, 'h> {
     shared: &'a Shared<'h>,
-    vcpu: usize,
+    /// The vCPU's number.
+    index: usize,
+    vcpu: &'a mut dyn Vcpu,
 }
 
 impl<'h> Wires<'_, 'h> {
     fn platform<R>(&self, act: impl FnOnce(&mut Platform<'h>) -> R) -> R {
-        self.shared.with_platform(self.vcpu, act)
+        self.shared.with_platform(self.index, act)
     }
 }
 
@@ -310,7 +311,7 @@ impl Bus for Wires<'_, '_> {
         };
         ram.ok()
             .or_else(|| {
-                self.platform(|platform| platform.mmio_read(memory, self.vcpu, address, width))
+                self.platform(|platform| platform.mmio_read(memory, self.index, address, width))
             })
             .unwrap_or(u64::MAX)
     }
@@ -325,8 +326,9 @@ impl Bus for Wires<'_, '_> {
         };
         if ram.is_err() {
             // Where nothing is, the write is lost, and counted there.
-            let _ = self
-                .platform(|platform| platform.mmio_write(memory, self.vcpu, address, width, value));
+            let _ = self.platform(|platform| {
+                platform.mmio_write(memory, self.index, address, width, value)
+            });
         }
     }
 
@@ -339,12 +341,20 @@ impl Bus for Wires<'_, '_> {
     }
 
     fn task_priority(&mut self) -> u64 {
-        u64::from(self.platform(|platform| platform.task_priority(self.vcpu)) >> 4)
+        u64::from(self.platform(|platform| platform.task_priority(self.index)) >> 4)
     }
 
     fn set_task_priority(&mut self, value: u64) {
         self.platform(|platform| {
-            platform.set_task_priority(self.vcpu, (value as u8 & 0xF) << 4);
+            platform.set_task_priority(self.index, (value as u8 & 0xF) << 4);
         });
+    }
+
+    fn xmm(&mut self, index: usize) -> u128 {
+        self.vcpu.xmm(index)
+    }
+
+    fn set_xmm(&mut self, index: usize, value: u128) {
+        self.vcpu.set_xmm(index, value);
     }
 }

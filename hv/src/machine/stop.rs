@@ -2,7 +2,7 @@
 
 use crate::cpu::{Place, Registers, System, Unavailable};
 use crate::decode::Bytes;
-use crate::exit::{ExitCounts, ExitRing};
+use crate::exit::{ExitCounts, ExitRing, Refusal};
 use core::fmt;
 
 /// Why the run ended.
@@ -26,8 +26,8 @@ pub enum StopReason {
     SelfInit,
     /// This CPU runs no guests.
     Unavailable(Unavailable),
-    /// The CPU or our own check refused the guest's state: the rule.
-    BadState(&'static str),
+    /// The CPU or our own check refused the guest's state.
+    BadState(Refusal),
     /// An instruction that touches a device and is not known to the emulator.
     UnknownInstruction {
         /// Where it accessed.

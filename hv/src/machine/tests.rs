@@ -4,7 +4,7 @@ use super::processor::SHADOW_NS;
 use super::*;
 use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System, Unavailable};
 use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
-use crate::exit::{Exit, ExitKind, MemoryAccess, PortAccess};
+use crate::exit::{Exit, ExitKind, MemoryAccess, PortAccess, Refusal};
 use crate::host::{BlockDone, BlockRequest};
 use crate::msr::PAT_RESET;
 use crate::platform::test_host::TestHost;
@@ -25,6 +25,7 @@ struct Script {
     exits: VecDeque<Exit>,
     registers: Registers,
     system: System,
+    xmm: [u128; 16],
     delivery: Option<Delivery>,
     injected: Vec<Event>,
     window: bool,
@@ -71,6 +72,12 @@ impl Vcpu for Player {
     }
     fn registers_mut(&mut self) -> &mut Registers {
         &mut self.1
+    }
+    fn xmm(&self, index: usize) -> u128 {
+        self.0.borrow().xmm[index]
+    }
+    fn set_xmm(&mut self, index: usize, value: u128) {
+        self.0.borrow_mut().xmm[index] = value;
     }
     fn system(&self) -> System {
         self.0.borrow().system
@@ -543,11 +550,13 @@ fn exits_that_are_not_understood_stop_with_evidence() {
     let refused = Scene::new(
         &host,
         &[],
-        &[Exit::BadState("CR0.NW is set without CR0.CD")],
+        &[Exit::BadState(Refusal::Cpu(Some(
+            "CR0.NW is set without CR0.CD",
+        )))],
     )
     .run();
     assert_eq!(
         refused.to_string(),
-        "the guest's CPU state is refused: CR0.NW is set without CR0.CD"
+        "the guest's CPU state is refused: by the CPU: CR0.NW is set without CR0.CD"
     );
 }

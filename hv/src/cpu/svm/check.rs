@@ -4,8 +4,9 @@
 //! evidence.
 
 use super::vmcb::{Vmcb, event, second, virtual_interrupt};
-use crate::cpu::{EFER_LME, EFER_SVME};
+use crate::cpu::{EFER_LME, EFER_SVME, Segment};
 use crate::mem::walk::{CR0_PE, CR0_PG, CR4_PAE, EFER_LMA};
+use alloc::boxed::Box;
 
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
@@ -145,6 +146,72 @@ pub fn check_vmcb(vmcb: &Vmcb, limits: Limits) -> Result<(), &'static str> {
     }
 }
 
+/// What a VMCB held at VMRUN of the fields that [`check_vmcb`] looks at and that are something else once the guest has been left, even if it was never
+/// in it: the emulator's refused VMRUN leaves the hypervisor's state in the save area, and the exit path takes back what it asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Entered {
+    cs: Segment,
+    ss: Segment,
+    cpl: u8,
+    efer: u64,
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    dr6: u64,
+    dr7: u64,
+    rflags: u64,
+    pat: u64,
+    tlb_control: u32,
+    virtual_interrupt: u64,
+    shadow: u64,
+    event: u64,
+}
+
+impl Entered {
+    /// Taken right before VMRUN.
+    pub fn of(Vmcb { control, save }: &Vmcb) -> Self {
+        Self {
+            cs: save.cs,
+            ss: save.ss,
+            cpl: save.cpl,
+            efer: save.efer,
+            cr0: save.cr0,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            dr6: save.dr6,
+            dr7: save.dr7,
+            rflags: save.rflags,
+            pat: save.pat,
+            tlb_control: control.tlb_control,
+            virtual_interrupt: control.virtual_interrupt,
+            shadow: control.shadow,
+            event: control.event,
+        }
+    }
+
+    /// The first rule that the VMCB broke at VMRUN, of those that are checked here; `vmcb` is the same one after the exit.
+    pub fn broken_rule(&self, vmcb: &Vmcb, limits: Limits) -> Option<&'static str> {
+        let mut entered = Box::new(vmcb.clone());
+        let Vmcb { control, save } = &mut *entered;
+        save.cs = self.cs;
+        save.ss = self.ss;
+        save.cpl = self.cpl;
+        save.efer = self.efer;
+        save.cr0 = self.cr0;
+        save.cr3 = self.cr3;
+        save.cr4 = self.cr4;
+        save.dr6 = self.dr6;
+        save.dr7 = self.dr7;
+        save.rflags = self.rflags;
+        save.pat = self.pat;
+        control.tlb_control = self.tlb_control;
+        control.virtual_interrupt = self.virtual_interrupt;
+        control.shadow = self.shadow;
+        control.event = self.event;
+        check_vmcb(&entered, limits).err()
+    }
+}
+
 /// True if all eight memory types exist (APM vol. 2, 7.8.1).
 pub fn pat_is_valid(pat: u64) -> bool {
     pat.to_le_bytes()
@@ -156,6 +223,8 @@ pub fn pat_is_valid(pat: u64) -> bool {
 mod tests {
     use super::*;
     use crate::cpu::svm::vmcb::first;
+    use crate::exit::Refusal;
+    use alloc::string::ToString;
 
     const LIMITS: Limits = Limits {
         physical_bits: 40,
@@ -189,60 +258,108 @@ mod tests {
         assert_eq!(check_vmcb(&long(), LIMITS), Ok(()));
     }
 
+    type Case = (fn() -> Vmcb, fn(&mut Vmcb), &'static str);
+
+    /// A good state, what spoils it, and words of the rule that finds it.
+    const CASES: [Case; 25] = [
+        (good, |v| v.save.efer = 0, "EFER.SVME"),
+        (good, |v| v.save.efer |= 1 << 20, "EFER has reserved"),
+        (good, |v| v.save.cr0 = CR0_NW, "CR0.NW"),
+        (good, |v| v.save.cr0 = 1 << 32, "CR0 has bits"),
+        (long, |v| v.save.cr3 = 1 << 40, "CR3 is beyond"),
+        (good, |v| v.save.cr4 = 1 << 31, "CR4 has"),
+        (good, |v| v.save.dr6 = 1 << 32, "DR6"),
+        (good, |v| v.save.dr7 = 1 << 32, "DR7"),
+        (good, |v| v.save.cr0 = CR0_PG, "CR0.PG is set without"),
+        (long, |v| v.save.cr4 = 0, "without CR4.PAE"),
+        (long, |v| v.save.cs.attributes |= 1 << 10, "CS.L and CS.D"),
+        (long, |v| v.save.efer &= !EFER_LMA, "EFER.LMA differs"),
+        (good, |v| v.control.intercept_second = 0, "VMRUN is not"),
+        (good, |v| v.control.msrpm = 1 << 40, "MSR permission map"),
+        (
+            good,
+            |v| v.control.iopm = (1 << 40) - 0x2000,
+            "I/O permission map",
+        ),
+        (good, |v| v.control.iopm = 0x800, "not aligned"),
+        (good, |v| v.control.asid = 0, "ASID is zero"),
+        (good, |v| v.control.asid = 16, "ASID is beyond"),
+        (good, |v| v.control.tlb_control = 2, "TLB_CONTROL"),
+        (
+            good,
+            |v| v.control.nested_cr3 = 8,
+            "nested CR3 is not aligned",
+        ),
+        (
+            good,
+            |v| v.control.nested_cr3 = 1 << 41,
+            "nested CR3 is beyond",
+        ),
+        (good, |v| v.save.pat = 2, "G_PAT"),
+        (
+            good,
+            |v| v.control.event = event::VALID | 1 << 8,
+            "reserved type",
+        ),
+        (
+            good,
+            |v| v.control.event = event::VALID | event::EXCEPTION | 32,
+            "no exception has",
+        ),
+        (good, |v| v.save.rflags = 0, "RFLAGS"),
+    ];
+
     #[test]
     fn each_rule_is_found_by_its_own_words() {
-        type Case = (fn() -> Vmcb, fn(&mut Vmcb), &'static str);
-        let cases: [Case; 25] = [
-            (good, |v| v.save.efer = 0, "EFER.SVME"),
-            (good, |v| v.save.efer |= 1 << 20, "EFER has reserved"),
-            (good, |v| v.save.cr0 = CR0_NW, "CR0.NW"),
-            (good, |v| v.save.cr0 = 1 << 32, "CR0 has bits"),
-            (long, |v| v.save.cr3 = 1 << 40, "CR3 is beyond"),
-            (good, |v| v.save.cr4 = 1 << 31, "CR4 has"),
-            (good, |v| v.save.dr6 = 1 << 32, "DR6"),
-            (good, |v| v.save.dr7 = 1 << 32, "DR7"),
-            (good, |v| v.save.cr0 = CR0_PG, "CR0.PG is set without"),
-            (long, |v| v.save.cr4 = 0, "without CR4.PAE"),
-            (long, |v| v.save.cs.attributes |= 1 << 10, "CS.L and CS.D"),
-            (long, |v| v.save.efer &= !EFER_LMA, "EFER.LMA differs"),
-            (good, |v| v.control.intercept_second = 0, "VMRUN is not"),
-            (good, |v| v.control.msrpm = 1 << 40, "MSR permission map"),
-            (
-                good,
-                |v| v.control.iopm = (1 << 40) - 0x2000,
-                "I/O permission map",
-            ),
-            (good, |v| v.control.iopm = 0x800, "not aligned"),
-            (good, |v| v.control.asid = 0, "ASID is zero"),
-            (good, |v| v.control.asid = 16, "ASID is beyond"),
-            (good, |v| v.control.tlb_control = 2, "TLB_CONTROL"),
-            (
-                good,
-                |v| v.control.nested_cr3 = 8,
-                "nested CR3 is not aligned",
-            ),
-            (
-                good,
-                |v| v.control.nested_cr3 = 1 << 41,
-                "nested CR3 is beyond",
-            ),
-            (good, |v| v.save.pat = 2, "G_PAT"),
-            (
-                good,
-                |v| v.control.event = event::VALID | 1 << 8,
-                "reserved type",
-            ),
-            (
-                good,
-                |v| v.control.event = event::VALID | event::EXCEPTION | 32,
-                "no exception has",
-            ),
-            (good, |v| v.save.rflags = 0, "RFLAGS"),
-        ];
-        for (base, spoil, words) in cases {
+        for (base, spoil, words) in CASES {
             let mut vmcb = base();
             spoil(&mut vmcb);
             let rule = check_vmcb(&vmcb, LIMITS).expect_err(words);
+            assert!(rule.contains(words), "{rule:?} does not speak of {words:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_cpus_names_the_rule_that_was_broken_at_entry() {
+        let text = |spoil: fn(&mut Vmcb)| {
+            let mut vmcb = long();
+            spoil(&mut vmcb);
+            let entered = Entered::of(&vmcb);
+            // What is there afterwards: a state that is as good as the hypervisor's, and nothing to deliver.
+            vmcb.save = long().save;
+            vmcb.control.event = 0;
+            vmcb.control.tlb_control = 0;
+            Refusal::Cpu(entered.broken_rule(&vmcb, LIMITS)).to_string()
+        };
+        assert_eq!(
+            text(|vmcb| vmcb.save.cr0 |= CR0_NW),
+            "by the CPU: CR0.NW is set without CR0.CD"
+        );
+        assert_eq!(
+            text(|vmcb| vmcb.control.tlb_control = 2),
+            "by the CPU: TLB_CONTROL is reserved"
+        );
+        assert_eq!(
+            text(|vmcb| vmcb.control.event = event::VALID | 1 << 8),
+            "by the CPU: the event to inject has a reserved type"
+        );
+        assert_eq!(
+            text(|_| ()),
+            "by the CPU, and none of the rules in APM 15.5.1 that we check is broken"
+        );
+    }
+
+    /// A field that [`Entered`] forgot would let its rule pass here.
+    #[test]
+    fn every_rule_is_found_after_the_state_is_gone() {
+        for (base, spoil, words) in CASES {
+            let mut vmcb = base();
+            spoil(&mut vmcb);
+            let entered = Entered::of(&vmcb);
+            vmcb.save = base().save;
+            vmcb.control.event = 0;
+            vmcb.control.tlb_control = 0;
+            let rule = entered.broken_rule(&vmcb, LIMITS).expect(words);
             assert!(rule.contains(words), "{rule:?} does not speak of {words:?}");
         }
     }

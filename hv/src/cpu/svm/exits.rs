@@ -1,7 +1,7 @@
 //! From the VMCB's exit fields to [`Exit`] (APM vol. 2, appendix C and 15.7 to 15.15), and the event that an exit interrupted.
 
 use super::vmcb::{Vmcb, code, event};
-use crate::exit::{Exit, MemoryAccess, PortAccess};
+use crate::exit::{Exit, MemoryAccess, PortAccess, Refusal};
 
 /// Decodes the last exit.
 pub fn decode(vmcb: &Vmcb) -> Exit {
@@ -52,7 +52,7 @@ pub fn decode(vmcb: &Vmcb) -> Exit {
         | code::XSETBV
         | code::RDPRU => Exit::Undefined,
         code::SHUTDOWN => Exit::Shutdown,
-        code::INVALID => Exit::BadState("VMRUN refused the guest's state"),
+        code::INVALID => Exit::BadState(Refusal::Cpu(None)),
         0x52 => Exit::MachineCheck,
         exception @ code::EXCEPTION..=code::LAST_EXCEPTION => {
             let vector = (exception - code::EXCEPTION) as u8;

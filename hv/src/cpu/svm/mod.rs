@@ -1,16 +1,16 @@
 //! AMD SVM with nested paging (APM vol. 2, chapter 15), written to what QEMU's and silicon's implementations have in common: neither
 //! next RIP nor decode assists nor clean bits are needed.
 
-use super::fpu::FpuState;
+use super::fpu::{self, FpuState};
 use super::{Delivery, Event, Gpr, Place, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
 use super::{EFER_SVME, RFLAGS_ONE};
-use crate::exit::Exit;
+use crate::exit::{Exit, Refusal};
 use crate::mem::GuestMemory;
 use crate::mem::npt::{FlushNeeded, MapError, NestedTables, TableStatistics};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use check::check_vmcb;
+use check::{Entered, check_vmcb};
 use core::arch::x86_64::{__cpuid, CpuidResult};
 use core::fmt;
 use detect::Capabilities;
@@ -311,15 +311,16 @@ impl Vcpu for SvmVcpu {
 
     fn enter(&mut self) -> Exit {
         if !self.bound {
-            return Exit::BadState("the vCPU is not bound to a CPU");
+            return Exit::BadState(Refusal::Check("the vCPU is not bound to a CPU"));
         }
         self.load_registers();
         if self.unchecked || cfg!(debug_assertions) {
             if let Err(rule) = check_vmcb(&self.vmcb, self.capabilities.limits) {
-                return Exit::BadState(rule);
+                return Exit::BadState(Refusal::Check(rule));
             }
             self.unchecked = false;
         }
+        let entered = Entered::of(&self.vmcb);
         #[cfg(debug_assertions)]
         self.entered_with.clone_from(&self.vmcb);
         let vmcb = core::ptr::from_mut(&mut *self.vmcb).expose_provenance() as u64;
@@ -342,7 +343,11 @@ impl Vcpu for SvmVcpu {
             control.shadow &= !1;
         }
         self.nmi.look(self.registers.rip, &mut self.vmcb.control);
-        let exit = exits::decode(&self.vmcb);
+        let mut exit = exits::decode(&self.vmcb);
+        if exit == Exit::BadState(Refusal::Cpu(None)) {
+            let rule = entered.broken_rule(&self.vmcb, self.capabilities.limits);
+            exit = Exit::BadState(Refusal::Cpu(rule));
+        }
         #[cfg(debug_assertions)]
         if matches!(exit, Exit::BadState(_)) {
             // What was entered with is the evidence; the state that a refused entry leaves is not the guest's.
@@ -358,6 +363,22 @@ impl Vcpu for SvmVcpu {
 
     fn registers_mut(&mut self) -> &mut Registers {
         &mut self.registers
+    }
+
+    fn xmm(&self, index: usize) -> u128 {
+        if !self.bound {
+            return self.fpu.xmm(index);
+        }
+        // SAFETY: bound, so CPL 0, and the guest's x87 and SSE state is in the CPU.
+        unsafe { fpu::read_xmm(index) }
+    }
+
+    fn set_xmm(&mut self, index: usize, value: u128) {
+        if !self.bound {
+            return self.fpu.set_xmm(index, value);
+        }
+        // SAFETY: bound, so CPL 0, and nothing but the guest uses the SSE registers (module `fpu`).
+        unsafe { fpu::write_xmm(index, value) }
     }
 
     fn system(&self) -> System {

@@ -127,4 +127,8 @@ impl Bus for Nothing {
         0
     }
     fn set_task_priority(&mut self, _: u64) {}
+    fn xmm(&mut self, index: usize) -> u128 {
+        [0; 16][index]
+    }
+    fn set_xmm(&mut self, _: usize, _: u128) {}
 }

@@ -62,11 +62,16 @@ pub struct Cpu {
     kicked: AtomicBool,
     /// The time for which the timer is armed; `u64::MAX` for none.
     armed_ns: AtomicU64,
-    /// Nanoseconds spent asleep.
+    /// Nanoseconds spent asleep, up to the last wake-up.
     asleep_ns: AtomicU64,
+    /// Since when it sleeps; [`AWAKE`] if it does not.
+    asleep_since_ns: AtomicU64,
     /// A [`Path`].
     path: AtomicU8,
 }
+
+/// In place of the time since which a CPU sleeps.
+const AWAKE: u64 = u64::MAX;
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
@@ -91,6 +96,7 @@ pub fn register(index: usize) {
         kicked: AtomicBool::new(false),
         armed_ns: AtomicU64::new(u64::MAX),
         asleep_ns: AtomicU64::new(0),
+        asleep_since_ns: AtomicU64::new(AWAKE),
         path: AtomicU8::new(Path::Other as u8),
     }));
     let pointer = &raw mut *cpu;
@@ -195,17 +201,25 @@ pub fn sleep() -> u32 {
     };
     if cpu.wakes.load(Ordering::Acquire) == 0 {
         let before = super::clock::now_ns();
+        cpu.asleep_since_ns.store(before, Ordering::Relaxed);
         // SAFETY: interrupts are off until STI, whose shadow covers HLT: one that is pending wakes it.
         unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+        cpu.asleep_since_ns.store(AWAKE, Ordering::Relaxed);
         let slept = super::clock::now_ns().saturating_sub(before);
         cpu.asleep_ns.fetch_add(slept, Ordering::Relaxed);
     }
     cpu.wakes.swap(0, Ordering::AcqRel)
 }
 
-/// Nanoseconds that CPU `index` has slept.
-pub fn asleep_ns(index: usize) -> u64 {
-    by_index(index).map_or(0, |cpu| cpu.asleep_ns.load(Ordering::Relaxed))
+/// Nanoseconds that each CPU has slept, the sleep that one is in included.
+pub fn asleep_ns() -> impl Iterator<Item = u64> {
+    (0..).map_while(by_index).map(|cpu| {
+        let slept = cpu.asleep_ns.load(Ordering::Relaxed);
+        match cpu.asleep_since_ns.load(Ordering::Relaxed) {
+            AWAKE => slept,
+            since => slept + super::clock::now_ns().saturating_sub(since),
+        }
+    })
 }
 
 /// APIC identifier of CPU `index`.

@@ -177,6 +177,49 @@ pub fn steal_time(trial: &mut Trial<'_>) -> Result<()> {
     machine.forwards()
 }
 
+/// Linux with two vCPUs finds KVM's interface and takes it up; and while it has nothing to do, every CPU of the box sleeps.
+pub fn linux_smp(trial: &mut Trial<'_>) -> Result<()> {
+    // The lines of Linux 6.1 for clock, IPIs, TLB flushes and waiting for locks by hypercall.
+    const TAKEN: [&str; 4] = [
+        "kvm-clock: Using msrs",
+        "kvm-guest: setup PV IPIs",
+        "kvm-guest: KVM setup pv remote TLB flush",
+        "kvm-guest: PV spinlocks enabled",
+    ];
+    let mut setup = Setup::new(config_with_guest("directory", "vcpus = 2\n"));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    setup.cpus = 3;
+    let mut machine = setup.start(trial)?;
+    machine.milestone("guest-ready")?;
+    machine.goes_on(3)?;
+    let first = machine.said(asleep).context("no status")?;
+    machine.goes_on(5)?;
+    let second = machine.said(asleep).context("no status")?;
+    ensure!(first.1.len() == 3, "CPUs: {first:?}");
+    for (cpu, (before, after)) in first.1.iter().zip(&second.1).enumerate() {
+        let (slept, passed) = (after.saturating_sub(*before), second.0 - first.0);
+        ensure!(
+            slept / 1_000_000 > passed / 2,
+            "CPU {cpu} slept {slept} ns of {passed} ms"
+        );
+    }
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(b"dmesg | grep -e kvm-\r")?;
+    for line in TAKEN {
+        machine.console(line)?;
+    }
+    machine.type_keys(b"\x14")?;
+    machine.forwards()
+}
+
+/// The box's clock in milliseconds, and how long each of its CPUs has slept, in nanoseconds, as last reported.
+fn asleep(said: &Said) -> Option<(u64, Vec<u64>)> {
+    let status = said.status()?;
+    let slept = status["sharing"]["asleep_ns"].as_array()?;
+    let slept = slept.iter().map(serde_json::Value::as_u64);
+    Some((status["ms"].as_u64()?, slept.collect::<Option<_>>()?))
+}
+
 /// What the box may take beside the guest's memory and the dictionary's index.
 const BOX_MIB: u32 = 48;
 const BOX_BYTES: u64 = (BOX_MIB as u64) << 20;

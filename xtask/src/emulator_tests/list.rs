@@ -64,6 +64,12 @@ pub const ALL: &[Test] = &[
         run: guest::memory_is_bounded,
     },
     Test {
+        name: "linux-smp",
+        about: "Linux with two vCPUs takes KVM's interface, and CPUs with nothing to do sleep",
+        deadline: LONG,
+        run: guest::linux_smp,
+    },
+    Test {
         name: "watchdog",
         about: "a guest that does not answer its watchdog is started again",
         deadline: LONG,

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 
 use super::Trial;
 use crate::process::{self, Process};
@@ -17,6 +19,15 @@ struct Run {
 
 /// Runs the command with these words and waits for its end.
 fn once(trial: &Trial<'_>, words: &[&str]) -> Result<Run> {
+    once_until(trial, words, |_, _| Ok(()))
+}
+
+/// The same; `meanwhile` is given the process, and the file for its stdout.
+fn once_until(
+    trial: &Trial<'_>,
+    words: &[&str],
+    meanwhile: impl FnOnce(&Process, &Path) -> Result<()>,
+) -> Result<Run> {
     let (out, err) = (trial.folder.join("out.log"), trial.folder.join("err.log"));
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = process::command(program)?;
@@ -27,9 +38,8 @@ fn once(trial: &Trial<'_>, words: &[&str]) -> Result<Run> {
         .stdout(std::fs::File::create(&out)?)
         .stderr(std::fs::File::create(&err)?);
     let mut process = Process::start(command, "cargo xtask boot --once")?;
-    let left = trial
-        .deadline
-        .saturating_duration_since(std::time::Instant::now());
+    meanwhile(&process, &out)?;
+    let left = trial.deadline.saturating_duration_since(Instant::now());
     let status = process
         .wait_for(left)?
         .context("boot --once did not come to an end")?;
@@ -54,6 +64,27 @@ impl Run {
         );
         Ok(())
     }
+}
+
+/// Ctrl-C while the guest runs: the command ends with 130 (128 + SIGINT).
+fn interrupted(trial: &Trial<'_>, kernel: &str) -> Result<()> {
+    const SPINS: &str = "spinning with interrupts off";
+    let words = ["--guest-kernel", kernel, "--guest-cmdline", "spin"];
+    let run = once_until(trial, &words, |process, out| {
+        while !std::fs::read_to_string(out)?.contains(SPINS) {
+            process::check_interrupted()?;
+            ensure!(Instant::now() < trial.deadline, "the guest does not spin");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        kill(process.id(), Signal::SIGINT).context("cannot interrupt boot --once")
+    })?;
+    ensure!(
+        run.status == Some(130),
+        "interrupted: status {:?} instead of 130, {}",
+        run.status,
+        run.stderr
+    );
+    Ok(())
 }
 
 /// A bzImage with an initial ramdisk: its first process switches the machine off.
@@ -115,11 +146,21 @@ pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
     )?;
     let run = probe(&["--guest-cmdline", "spin", "--timeout", "20"])?;
     ensure!(
-        run.status == Some(124) && run.stderr.contains("20 s"),
-        "a guest without an end: status {:?}, {}",
+        run.status == Some(124) && run.stderr.contains("20 s") && run.stdout.starts_with(INIT),
+        "a guest without an end: status {:?}, stdout {:?}, {}",
         run.status,
+        run.stdout,
         run.stderr
     );
+    let run = probe(&["--guest-cmdline", "smp 2", "--vcpus", "2", "--memory", "96"])?;
+    ensure!(
+        run.status == Some(1) && run.stdout.contains("smp: 2 cpus, ipis ok (x2APIC)"),
+        "two vCPUs: status {:?}, stdout {:?}, {}",
+        run.status,
+        run.stdout,
+        run.stderr
+    );
+    interrupted(trial, &kernel)?;
 
     // What it has its paravirtual console write is not its serial port's.
     let run = probe(&["--guest-cmdline", "nowhere"])?;

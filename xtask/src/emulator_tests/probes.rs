@@ -140,8 +140,12 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
     machine.answers_itself()?;
     machine.goes_on(3)?;
     // The box's console answers.
+    let before = machine.said(|said| said.console.len());
     machine.type_keys(b"help\r")?;
-    machine.console("restart")?;
+    machine.wait_for("the console's answer", |said| {
+        let mut new = said.console.iter().skip(before);
+        new.find(|line| line.contains("restart")).map(|_| ())
+    })?;
     machine.forwards()
 }
 

@@ -10,6 +10,7 @@ mod sharing;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 use core::cell::RefCell;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{Ordering, fence};
@@ -459,9 +460,11 @@ impl Service {
 
     fn show_status(&mut self) {
         let up_ms = clock::now_ms().max(1);
-        let idle = cpu::asleep_ns(0) / 10_000 / up_ms;
+        let asleep: String = cpu::asleep_ns()
+            .map(|ns| format!(" {}%", (ns / 10_000 / up_ms).min(100)))
+            .collect();
         let text = format!(
-            "up {}.{:03} s, CPU 0 idle {idle}%, deepest stack {} of {} KiB\n{}\nguest {}\n{}{:#}",
+            "up {}.{:03} s, CPUs asleep{asleep}, deepest stack {} of {} KiB\n{}\nguest {}\n{}{:#}",
             up_ms / 1000,
             up_ms % 1000,
             entry::deepest_stack() >> 10,

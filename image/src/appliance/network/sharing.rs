@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::appliance::cpus::Counted;
 use crate::appliance::{cpus, guest};
+use crate::machine::cpu;
 
 /// Each task with its name.
 fn named(counted: &Counted) -> Vec<(String, &TaskStatistics)> {
@@ -43,6 +44,7 @@ pub fn report() -> Value {
     let gang = &counted.gang;
     json!({
         "policy": counted.policy.to_string(),
+        "asleep_ns": cpu::asleep_ns().collect::<Vec<_>>(),
         "tasks": tasks,
         "gang": {
             "slots": gang.slots,
@@ -69,6 +71,14 @@ pub fn append(out: &mut Exposition) {
                 count,
             );
         }
+    }
+    for (cpu, asleep_ns) in cpu::asleep_ns().enumerate() {
+        out.counter(
+            "outpost_cpu_asleep_nanoseconds_total",
+            "How long a CPU of the box had nothing to do and slept.",
+            &[("cpu", &cpu.to_string())],
+            asleep_ns,
+        );
     }
     let Some(counted) = cpus::counted() else {
         return;

@@ -77,8 +77,8 @@ pub trait Host: Sync {
     /// none. The interrupt ends guest execution.
     fn arm_timer(&self, deadline_ns: Option<u64>);
 
-    /// Lets interrupts that are pending on this CPU be taken by the box.
-    fn take_interrupts(&self);
+    /// Lets interrupts that are pending on this CPU be taken by the box. True if one of them may have been a [`Host::kick`].
+    fn take_interrupts(&self) -> bool;
 
     /// True when the box wants this CPU for something else. Asked before each entry.
     fn must_leave(&self) -> bool;

@@ -57,7 +57,7 @@ impl Processor<'_> {
 
     /// Lets the box take what interrupts it.
     fn take_interrupts(&mut self) {
-        self.shared.host.take_interrupts();
+        self.called |= self.shared.host.take_interrupts();
         // The timer's may have been among them: what it was armed for stands no longer.
         self.armed = None;
     }

@@ -40,6 +40,8 @@ pub(super) struct Processor<'h> {
     pub(super) steal_version: u32,
     /// Why it does not run, and nothing has woken it yet.
     pub(super) rest: Option<Rest>,
+    /// The host may have something for it that it has not looked at.
+    pub(super) called: bool,
     /// The CPU on which it is loaded.
     loaded_on: Option<usize>,
     /// What the host's timer was last asked for; none if that stands no longer, whatever it was.
@@ -65,6 +67,7 @@ impl<'h> Processor<'h> {
             msrs: Msrs::default(),
             clock_version: 0,
             steal_version: 0,
+            called: true,
             loaded_on: None,
             armed: None,
             end_offered: None,
@@ -173,8 +176,9 @@ impl<'h> Processor<'h> {
 
     /// See [`super::Machine::run`].
     pub fn run(&mut self, cpu: usize) -> Left {
-        // Others have used the timer meanwhile.
+        // Others have used the timer meanwhile, and whoever called it has not been heard.
         self.armed = None;
+        self.called = true;
         if self.loaded_on.is_none() && !self.shared.has_stopped() {
             if let Err(reason) = self.vcpu.bind(cpu) {
                 self.end(StopReason::Unavailable(reason));
@@ -239,8 +243,9 @@ impl<'h> Processor<'h> {
     fn look(&mut self) -> Next {
         let shared = Arc::clone(&self.shared);
         let index = self.index();
+        let called = core::mem::take(&mut self.called);
         shared.with_platform(index, |platform| {
-            platform.service(&shared.memory, index);
+            platform.service(&shared.memory, index, called);
             match platform.power_event() {
                 Some(PowerEvent::Off) => return Next::Stop(StopReason::PowerOff),
                 Some(PowerEvent::Reset) => return Next::Stop(StopReason::Reset),

@@ -187,8 +187,9 @@ impl Host for Box0 {
     fn arm_timer(&self, _: Option<u64>) {
         self.armings.fetch_add(1, Ordering::Relaxed);
     }
-    fn take_interrupts(&self) {
+    fn take_interrupts(&self) -> bool {
         self.interrupts.fetch_add(1, Ordering::Relaxed);
+        true
     }
     fn must_leave(&self) -> bool {
         let left = self.leave_after.load(Ordering::Relaxed);

@@ -13,6 +13,8 @@ pub struct Interrupts {
     io: IoApic,
     /// vCPUs that were given something to look at.
     touched: VcpuSet,
+    /// A level-triggered interrupt waits for a local APIC that takes it.
+    has_refused: bool,
 }
 
 impl Interrupts {
@@ -24,7 +26,18 @@ impl Interrupts {
                 .collect(),
             io: IoApic::default(),
             touched: VcpuSet::default(),
+            has_refused: false,
         }
+    }
+
+    /// True if a level-triggered interrupt found no local APIC that took it: its line is to be told again ([`Interrupts::set_line`]).
+    pub fn has_refused(&self) -> bool {
+        self.has_refused
+    }
+
+    /// Every line is about to be told again.
+    pub fn forget_refused(&mut self) {
+        self.has_refused = false;
     }
 
     /// The vCPUs that were given something since the last call.
@@ -83,6 +96,7 @@ impl Interrupts {
 
     fn note_refused(&mut self, vector: Option<u8>) {
         if let Some(vector) = vector {
+            self.has_refused = true;
             self.io.refused(vector);
         }
     }

@@ -35,6 +35,7 @@ impl Platform<'_> {
         gpa: u64,
         width: u8,
     ) -> Option<u64> {
+        self.devices_touched = true;
         let now = self.now();
         let Some(window) = self.window(vcpu, gpa) else {
             self.note_unclaimed_memory(gpa);
@@ -64,6 +65,7 @@ impl Platform<'_> {
         width: u8,
         value: u64,
     ) -> Option<()> {
+        self.devices_touched = true;
         let now = self.now();
         let Some(window) = self.window(vcpu, gpa) else {
             if self.counters.lost_writes < LOG_LIMIT {

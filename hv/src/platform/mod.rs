@@ -147,7 +147,12 @@ impl VcpuSet {
 
     /// Its members, lowest first.
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..MAX_VCPUS).filter(move |vcpu| self.has(*vcpu))
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let lowest = (left != 0).then(|| left.trailing_zeros() as usize)?;
+            left &= left - 1;
+            Some(lowest)
+        })
     }
 }
 
@@ -195,6 +200,10 @@ pub struct Platform<'h> {
     starting: VcpuSet,
     /// For when [`DEVICE_VCPU`] was last told that the devices want to be looked at; `u64::MAX`: not foreseen.
     foreseen_ns: u64,
+    /// When the devices want to be looked at, since they were looked at or touched last; `u64::MAX`: not by the clock.
+    due_ns: u64,
+    /// The guest has accessed a device since the devices were looked at.
+    devices_touched: bool,
     /// vCPUs that another one kicked by hypercall (KVM's PV unhalt).
     kicked: VcpuSet,
     counters: PlatformCounters,
@@ -225,6 +234,8 @@ impl<'h> Platform<'h> {
             out_of_reach: VcpuSet::all_but_first(config.vcpus),
             starting: VcpuSet::all_but_first(config.vcpus),
             foreseen_ns: u64::MAX,
+            due_ns: u64::MAX,
+            devices_touched: true,
             kicked: VcpuSet::default(),
             counters: PlatformCounters::default(),
         }
@@ -389,12 +400,14 @@ impl<'h> Platform<'h> {
     /// The vCPUs that were given something to look at since the last call, in whatever way.
     pub fn take_touched(&mut self) -> VcpuSet {
         let touched = self.interrupts.take_touched();
-        let due = self.device_deadline_ns().unwrap_or(u64::MAX);
-        if due >= self.foreseen_ns {
+        if self.devices_touched {
+            self.due_ns = self.device_deadline_ns().unwrap_or(u64::MAX);
+        }
+        if self.due_ns >= self.foreseen_ns {
             return touched;
         }
         // Whoever looks after the devices does not know of it yet.
-        self.foreseen_ns = due;
+        self.foreseen_ns = self.due_ns;
         touched.with(VcpuSet::only(DEVICE_VCPU))
     }
 
@@ -438,13 +451,23 @@ impl<'h> Platform<'h> {
         Some(taken.count() as u64)
     }
 
-    /// Lets time and the host's input take effect: `vcpu`'s timer if it is due, frames and typed bytes for the guest, output that has
-    /// waited. Cheap when there is nothing to do.
-    pub fn service(&mut self, mem: &GuestMemory, vcpu: usize) {
+    /// Lets time and the host's input take effect: `vcpu`'s timer if it is due, and where devices may have something to do, frames and typed bytes for
+    /// the guest, and output that has waited. They may when the guest has accessed one, when it is their time, and when `vcpu` was `called`: the
+    /// host may have something for it since the last time ([`Host::kick`]). Both of these are [`DEVICE_VCPU`]'s to see to.
+    pub fn service(&mut self, mem: &GuestMemory, vcpu: usize, called: bool) {
         let now = self.now();
         if let Some(apic) = self.interrupts.local_mut(vcpu) {
             apic.service(now);
         }
+        let by_host = vcpu == DEVICE_VCPU && (called || self.due_ns <= now);
+        if by_host || self.devices_touched || self.interrupts.has_refused() {
+            self.service_devices(mem, now);
+            self.devices_touched = false;
+            self.due_ns = self.device_deadline_ns().unwrap_or(u64::MAX);
+        }
+    }
+
+    fn service_devices(&mut self, mem: &GuestMemory, now: u64) {
         self.rtc.service(now);
         if let Some(seconds) = self.watchdog.has_run_out(now) {
             self.note_power(Some(PowerEvent::Watchdog(seconds)));
@@ -471,15 +494,15 @@ impl<'h> Platform<'h> {
         self.update_lines();
     }
 
-    /// When [`Platform::service`] is due for `vcpu`, as [`Host::now_ns`] counts; 0 means at once. Devices are [`DEVICE_VCPU`]'s to look
-    /// after. Input from the host is not foreseen: it needs a call of its own.
+    /// When [`Platform::service`], which comes before this, is due again for `vcpu`, as [`Host::now_ns`] counts; 0 means at once. Devices are
+    /// [`DEVICE_VCPU`]'s to look after. Input from the host is not foreseen: it needs a call of its own.
     pub fn next_deadline_ns(&mut self, vcpu: usize) -> Option<u64> {
         let timer = self.interrupts.local(vcpu).and_then(LocalApic::deadline_ns);
         if vcpu != DEVICE_VCPU {
             return timer;
         }
-        let devices = self.device_deadline_ns();
-        self.foreseen_ns = devices.unwrap_or(u64::MAX);
+        self.foreseen_ns = self.due_ns;
+        let devices = Some(self.due_ns).filter(|due| *due != u64::MAX);
         timer.into_iter().chain(devices).min()
     }
 
@@ -558,6 +581,7 @@ impl<'h> Platform<'h> {
 
     /// Tells the I/O APIC how every device holds its line.
     fn update_lines(&mut self) {
+        self.interrupts.forget_refused();
         let net = self.net.as_ref().is_some_and(MmioDevice::interrupt);
         let block = self.block.as_ref().is_some_and(MmioDevice::interrupt);
         for (gsi, active) in [

@@ -10,6 +10,7 @@ use crate::mem::GuestMemory;
 impl Platform<'_> {
     /// Reads `width` (1, 2 or 4) bytes from `port`. Where nothing is, every bit is one.
     pub fn port_read(&mut self, _mem: &GuestMemory, port: u16, width: u8) -> u32 {
+        self.devices_touched = true;
         match port {
             port::PM1_EVENT..=0x603 => self.pm.read_event(port - port::PM1_EVENT, width),
             port::PM1_CONTROL..=0x605 => self.pm.read_control(port - port::PM1_CONTROL, width),
@@ -38,6 +39,7 @@ impl Platform<'_> {
 
     /// Writes `width` (1, 2 or 4) bytes to `port`.
     pub fn port_write(&mut self, _mem: &GuestMemory, port: u16, width: u8, value: u32) {
+        self.devices_touched = true;
         match port {
             port::PM1_EVENT..=0x603 => {
                 self.pm.write_event(port - port::PM1_EVENT, width, value);

@@ -184,7 +184,9 @@ impl Host for TestHost {
 
     fn arm_timer(&self, _deadline_ns: Option<u64>) {}
 
-    fn take_interrupts(&self) {}
+    fn take_interrupts(&self) -> bool {
+        true
+    }
 
     fn must_leave(&self) -> bool {
         false

@@ -111,7 +111,7 @@ fn serial_output_and_input_go_through_the_io_apic() {
     assert_eq!(host.take_serial(), b"ok\n");
     assert_eq!(machine.take(), None);
     host.type_in(b"y");
-    machine.platform.service(&machine.mem, 0);
+    machine.platform.service(&machine.mem, 0, true);
     assert!(machine.platform.wakes(0, Rest::Halted, false));
     assert_eq!(machine.take(), Some(0x34));
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'y'));
@@ -189,7 +189,7 @@ fn timers_are_foreseen_and_fire() {
     assert_eq!(machine.platform.next_deadline_ns(0), Some(3_000));
     assert_eq!(machine.platform.tsc_deadline(0), 10_000);
     host.set_now(3_000);
-    machine.platform.service(&machine.mem, 0);
+    machine.platform.service(&machine.mem, 0, true);
     assert_eq!(machine.take(), Some(0xEF));
     assert!(machine.platform.end_needs_no_exit(0));
     machine.platform.end_of_interrupt(0);
@@ -200,7 +200,62 @@ fn timers_are_foreseen_and_fire() {
         "a deadline in the past needs no service"
     );
     machine.write(port::COM1, 1, u32::from(b'x'));
+    machine.platform.service(&machine.mem, 0, false);
     assert_eq!(machine.platform.next_deadline_ns(0), Some(20_003_000));
+}
+
+#[test]
+fn devices_are_looked_at_when_they_may_have_something_to_do() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let has_input = |machine: &mut Machine<'_>| machine.read(port::COM1 + 5, 1) & 1 != 0;
+    machine.platform.service(&machine.mem, 0, true);
+    // Input comes with a call, and is the first vCPU's to see to.
+    host.type_in(b"a");
+    machine.platform.service(&machine.mem, 0, false);
+    machine.platform.service(&machine.mem, 1, true);
+    assert!(!has_input(&mut machine), "nobody was called");
+    machine.platform.service(&machine.mem, 0, true);
+    assert!(has_input(&mut machine));
+    // So may any access to a device, by whichever vCPU.
+    assert_eq!(machine.read(port::COM1, 1), u32::from(b'a'));
+    host.type_in(b"b");
+    machine.platform.service(&machine.mem, 1, false);
+    assert!(has_input(&mut machine), "the port was read");
+    // What is due by the clock is the first vCPU's, and it is told when another has brought it about.
+    machine.platform.service(&machine.mem, 0, false);
+    let _ = machine.platform.next_deadline_ns(0);
+    machine.write(port::COM1, 1, u32::from(b'x'));
+    let touched = machine.platform.take_touched();
+    assert!(touched.has(DEVICE_VCPU));
+    machine.platform.service(&machine.mem, 1, false);
+    let due = machine.platform.next_deadline_ns(0).unwrap();
+    host.set_now(due);
+    machine.platform.service(&machine.mem, 1, true);
+    assert_eq!(host.take_serial(), b"");
+    machine.platform.service(&machine.mem, 0, false);
+    assert_eq!(host.take_serial(), b"x");
+}
+
+#[test]
+fn a_line_that_no_local_apic_takes_is_told_again_without_a_device() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    machine.msr(0x80F, 0xFF);
+    // The power button's line is level-triggered and low.
+    machine.route(gsi::SCI, 0x8061);
+    machine.write(port::PM1_EVENT + 2, 2, 1 << 8);
+    machine.platform.press_power_button();
+    machine.platform.service(&machine.mem, 0, false);
+    machine.platform.service(&machine.mem, 0, false);
+    assert_eq!(
+        machine.platform.pending_interrupt(0),
+        None,
+        "it is switched off"
+    );
+    machine.msr(0x80F, 0x1FF);
+    machine.platform.service(&machine.mem, 1, false);
+    assert_eq!(machine.platform.pending_interrupt(0), Some(0x61));
 }
 
 #[test]
@@ -241,7 +296,7 @@ fn the_paravirtual_console_takes_the_input_it_earns() {
     mem.write_u64(0x4008, 2).unwrap();
     mem.write_u16(0x5002, 1).unwrap();
     host.type_in(b"a");
-    machine.platform.service(&machine.mem, 0);
+    machine.platform.service(&machine.mem, 0, true);
     assert_eq!(machine.read(port::COM1, 1), u32::from(b'a'), "serial first");
     machine.store(window + 0x50, 1).unwrap();
     assert_eq!(machine.host.take_console(), b"hi");
@@ -255,7 +310,7 @@ fn the_paravirtual_console_takes_the_input_it_earns() {
     machine.store(window + 0x64, 1).unwrap();
     machine.msr(0x80B, 0);
     host.type_in(b"b");
-    machine.platform.service(&machine.mem, 0);
+    machine.platform.service(&machine.mem, 0, true);
     assert_eq!(machine.mem.read_u8(0x8000), Ok(b'b'));
     assert_eq!(machine.take(), Some(0x41), "a new edge");
     assert_eq!(machine.platform.counters().console_bytes, 2);
@@ -315,7 +370,7 @@ proptest! {
                 7 => {
                     host.type_in(&[value as u8]);
                     host.arrive(&[value as u8; 60]);
-                    machine.platform.service(&machine.mem, 0);
+                    machine.platform.service(&machine.mem, 0, true);
                     if let Some(deadline) = machine.platform.next_deadline_ns(0) {
                         prop_assert!(deadline > now || deadline == 0, "{deadline} after {now}");
                     }
@@ -337,16 +392,24 @@ fn a_watchdog_that_is_not_answered_ends_the_guest() {
     let second = 1_000_000_000;
     machine.write(port::WATCHDOG + 4, 4, 10);
     machine.write(port::WATCHDOG, 4, 1);
+    machine.platform.service(&machine.mem, 0, false);
     assert_eq!(machine.platform.next_deadline_ns(0), Some(10 * second));
     host.set_now(9 * second);
-    machine.platform.service(&machine.mem, 0);
+    machine.platform.service(&machine.mem, 0, true);
     machine.write(port::WATCHDOG + 12, 4, 1);
+    machine.platform.service(&machine.mem, 0, false);
     assert_eq!(machine.platform.next_deadline_ns(0), Some(19 * second));
     host.set_now(18 * second);
-    machine.platform.service(&machine.mem, 1);
+    machine.platform.service(&machine.mem, 0, true);
     assert_eq!(machine.platform.power_event(), None);
     host.set_now(19 * second);
-    machine.platform.service(&machine.mem, 1);
+    machine.platform.service(&machine.mem, 1, true);
+    assert_eq!(
+        machine.platform.power_event(),
+        None,
+        "devices are the first vCPU's"
+    );
+    machine.platform.service(&machine.mem, 0, false);
     let event = machine.platform.power_event();
     assert_eq!(event, Some(PowerEvent::Watchdog(10)));
 }

@@ -399,12 +399,13 @@ pub fn call_vcpu(vcpu: usize) {
     }
 }
 
-/// Takes the interrupts that are pending on this CPU.
-pub fn take_interrupts() {
+/// Takes the interrupts that are pending on this CPU. True if another CPU has kicked it.
+pub fn take_interrupts() -> bool {
     let wakes = cpu::take_interrupts();
     if let Some(shared) = SHARED.get() {
         shared.noted(cpu::index(), wakes);
     }
+    wakes & cpu::WAKE_KICK != 0
 }
 
 /// Arms this CPU's timer for what runs on it, and for what the CPU has to do itself.

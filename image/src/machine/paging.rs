@@ -4,10 +4,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::vec::Vec;
 use outpost::memory::Run;
-use raw_cpuid::CpuId;
+use raw_cpuid::{CpuId, ExtendedFeatures};
 use spin::Mutex;
 use x86_64::PhysAddr;
-use x86_64::registers::control::{Cr3, Cr3Flags, Cr4, Cr4Flags};
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags};
 use x86_64::structures::paging::{PhysFrame, Size4KiB};
 
@@ -234,7 +234,28 @@ pub fn take_over(memory: &[Run], base: u64, sections: &[Section], start_up: Opti
         Efer::update(|efer| *efer |= EferFlags::NO_EXECUTE_ENABLE);
         load_root(tables.hardware_root);
     }
+    protect();
     *TABLES.lock() = Some(tables);
+}
+
+/// Keeps the CPU off user pages, of which the box has none. The other CPUs take over these registers when they start.
+///
+/// Global and large pages (PGE and PSE; long mode has the latter anyway) are on because guests have them on: where CR4 is the same before and after VMRUN and #VMEXIT, QEMU's translator
+/// empties its caches once less each time.
+fn protect() {
+    let leaf = CpuId::new().get_extended_feature_info();
+    let mut wanted = Cr4Flags::PAGE_GLOBAL | Cr4Flags::PAGE_SIZE_EXTENSION;
+    if leaf.as_ref().is_some_and(ExtendedFeatures::has_smep) {
+        wanted |= Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION;
+    }
+    if leaf.as_ref().is_some_and(ExtendedFeatures::has_smap) {
+        wanted |= Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION;
+    }
+    // SAFETY: no entry of the tables has the user bit or the global bit, so that none of these changes what an access does.
+    unsafe {
+        Cr0::update(|cr0| cr0.insert(Cr0Flags::WRITE_PROTECT));
+        Cr4::update(|cr4| cr4.insert(wanted));
+    }
 }
 
 /// # Safety

@@ -95,15 +95,24 @@ pub fn is_in_enter(address: u64) -> bool {
     address.wrapping_sub(enter as *const () as u64) < MOST
 }
 
+/// Stores FS, GS, TR, LDTR and the system-call MSRs, all of the CPU's state that [`enter`] exchanges and VMRUN does not (APM vol. 2, 15.5.2).
+///
+/// # Safety
+/// Runs at CPL 0 with EFER.SVME set; `area` is the physical address of a page for it.
+pub unsafe fn save_host(area: u64) {
+    // SAFETY: by the caller's promise it does not fault, and writes to that page only.
+    unsafe { asm!("vmsave rax", in("rax") area, options(nostack, preserves_flags)) };
+}
+
 /// Enters the guest until #VMEXIT: exchanges the general-purpose registers (RAX and RSP are in the VMCB) and, with VMSAVE and VMLOAD, FS, GS, TR,
-/// LDTR and the system-call MSRs.
+/// LDTR and the system-call MSRs. The host's of these are taken from where [`save_host`] put them.
 ///
 /// Interrupts: with GIF clear, RFLAGS.IF is set only so that an interrupt that comes while the guest runs (V_INTR_MASKING) is
 /// taken as an exit; it is clear again before STGI, so the interrupt stays pending in the host.
 ///
 /// # Safety
 /// (1) CPL 0, interrupts off, EFER.SVME set, VM_HSAVE_PA set to a page of its own. (2) `vmcb` is the physical address of a VMCB that confines the guest
-/// to its own memory; `host_area` that of a page to keep host state in. (3) Memory is identity-mapped. (4) The x87 and SSE registers are the
+/// to its own memory; `host_area` that of the page that [`save_host`] filled on this CPU, on which that state has not changed since. (3) Memory is identity-mapped. (4) The x87 and SSE registers are the
 /// guest's.
 #[unsafe(naked)]
 pub unsafe extern "sysv64" fn enter(registers: *mut Registers, vmcb: u64, host_area: u64) {
@@ -116,8 +125,6 @@ pub unsafe extern "sysv64" fn enter(registers: *mut Registers, vmcb: u64, host_a
         "push r15",
         "push rdi",
         "push rdx",
-        "mov rax, rdx",
-        "vmsave rax",
         "mov rax, rsi",
         "mov rcx, [rdi + {gpr} + 8]",
         "mov rdx, [rdi + {gpr} + 16]",

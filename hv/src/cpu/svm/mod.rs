@@ -264,8 +264,8 @@ impl SvmVcpu {
 impl Vcpu for SvmVcpu {
     fn bind(&mut self, cpu: usize) -> Result<(), Unavailable> {
         // SAFETY: (1) whoever made the vCPU promised that it is bound at CPL 0; (2) `detect` found SVM before the MSRs below are touched; (3) SVME enables instructions
-        // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save page is
-        // ours and stays where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`); (6) the box watches no address: DR7
+        // that only this module uses, NXE gives a meaning to a bit that the host's own tables either use already or leave clear; (4) the save pages are
+        // ours and stay where it is while bound; (5) nothing else reads TSC_AUX or holds x87 or SSE state (module `fpu`); (6) the box watches no address: DR7
         // is as after reset, and #VMEXIT sets it so.
         unsafe {
             detect()?;
@@ -278,6 +278,7 @@ impl Vcpu for SvmVcpu {
                 efer | EFER_SVME | crate::mem::walk::EFER_NXE,
             );
             instructions::write_msr(instructions::VM_HSAVE_PA, self.host_save.address());
+            instructions::save_host(self.host_area.address());
             if has_tsc_aux() {
                 instructions::write_msr(instructions::TSC_AUX, u64::from(self.tsc_aux));
             }
@@ -327,7 +328,7 @@ impl Vcpu for SvmVcpu {
         let host_area = self.host_area.address();
         // SAFETY: (1) bound: CPL 0, SVME and VM_HSAVE_PA set; interrupts are off in host mode; (2) the VMCB intercepts what could touch the host: all
         // ports, all MSRs but those that VMSAVE exchanges, SVM instructions; nested tables reach guest memory only; (3) memory is identity-mapped;
-        // (4) `bind` loaded the guest's x87 and SSE state.
+        // (4) `bind` loaded the guest's x87 and SSE state, and saved the host's that VMSAVE exchanges, which does not change while a CPU runs.
         unsafe { instructions::enter(&mut self.registers, vmcb, host_area) };
         if self.vmcb.control.intercept_first & first::VINTR != 0 {
             // QEMU's VMRUN notes the virtual interrupt without its lock, and so can forget an interrupt that another CPU or a device raises at that

@@ -59,7 +59,7 @@ fn nothing_is_armed_in_an_interrupt_shadow() {
     host.inner.set_now(1000);
     scene
         .machine
-        .with_platform(|platform| platform.service(scene.machine.memory(), 0));
+        .with_platform(|platform| platform.service(scene.machine.memory(), 0, true));
     scene.script.borrow_mut().delivery = Some(Delivery::Shadow);
     assert_eq!(
         scene.deliver(),

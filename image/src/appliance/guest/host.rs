@@ -117,8 +117,8 @@ impl Host for BoxHost {
         cpus::arm_timer(deadline_ns);
     }
 
-    fn take_interrupts(&self) {
-        cpus::take_interrupts();
+    fn take_interrupts(&self) -> bool {
+        cpus::take_interrupts()
     }
 
     fn must_leave(&self) -> bool {

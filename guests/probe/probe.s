@@ -2,7 +2,7 @@
 #
 # Build, from the repository's root, with nothing but binutils:
 #
-#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s fpu.s mmio.s real.s smp.s virtio.s wake.s work.s
+#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s exits.s fpu.s mmio.s real.s smp.s virtio.s wake.s work.s
 #   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
 #
 # The first word of its command line chooses what it does (the second, if the first is none of these: QEMU puts a file name there):
@@ -21,6 +21,7 @@
 #   burn SECONDS    every CPU computes; says how much of the time each one had
 #   fxrstor SECONDS every CPU loads its x87 and SSE registers and leaves the guest, again and again
 #   debug SECONDS   every CPU keeps its own debug registers
+#   exits N         leaves the guest N times for each of some reasons, and says how far the TSC goes on for one
 #   nmi             an NMI that comes while another is handled waits for its end
 #   real            drops to real mode, takes an interrupt there, and comes back
 #   wake SECONDS    the first CPU wakes the second from HLT, again and again, by pairs of interrupts alone
@@ -580,6 +581,7 @@ modes:
         mode    "burn", mode_burn
         mode    "fxrstor", mode_fxrstor
         mode    "debug", mode_debug
+        mode    "exits", mode_exits
         mode    "nmi", mode_nmi
         mode    "real", mode_real
         mode    "wake", mode_wake

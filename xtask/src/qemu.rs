@@ -23,6 +23,14 @@ pub const MEMORY_MIB: u32 = 768;
 pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
 const TICKS_SHIFT: u32 = 5;
 
+/// The arguments with which the time in a machine is the number of instructions executed, times [`TICKS_PER_INSTRUCTION`].
+pub fn counting_instructions() -> Vec<String> {
+    let ticks = format!("shift={TICKS_SHIFT},sleep=off");
+    ["-accel", "tcg,thread=single", "-icount", &ticks]
+        .map(str::to_owned)
+        .into()
+}
+
 /// Where Debian's and others' packages put the firmware: code and variables.
 const FIRMWARE: [(&str, &str); 4] = [
     (
@@ -195,8 +203,11 @@ impl Qemu {
             if self.accelerator != Accelerator::Tcg || self.cpus != 1 {
                 bail!("QEMU counts instructions only with TCG and one CPU");
             }
-            add("-accel", "tcg,thread=single".to_owned());
-            add("-icount", format!("shift={TICKS_SHIFT},sleep=off"));
+            for pair in counting_instructions().chunks(2) {
+                if let [option, value] = pair {
+                    add(option, value.clone());
+                }
+            }
         } else {
             add("-accel", self.accelerator.qemu_option().to_owned());
         }

@@ -35,12 +35,12 @@ impl Platform<'_> {
         gpa: u64,
         width: u8,
     ) -> Option<u64> {
-        self.devices_touched = true;
         let now = self.now();
         let Some(window) = self.window(vcpu, gpa) else {
             self.note_unclaimed_memory(gpa);
             return None;
         };
+        self.devices_touched |= matches!(window, Window::Virtio(..));
         Some(match window {
             Window::IoApic(offset) => u64::from(self.interrupts.read_io(offset)),
             Window::LocalApic(offset) => {
@@ -65,7 +65,6 @@ impl Platform<'_> {
         width: u8,
         value: u64,
     ) -> Option<()> {
-        self.devices_touched = true;
         let now = self.now();
         let Some(window) = self.window(vcpu, gpa) else {
             if self.counters.lost_writes < LOG_LIMIT {
@@ -77,6 +76,7 @@ impl Platform<'_> {
             self.note_unclaimed_memory(gpa);
             return None;
         };
+        self.devices_touched |= matches!(window, Window::Virtio(..));
         match window {
             Window::IoApic(offset) => self.interrupts.write_io(offset, value as u32),
             Window::LocalApic(offset) => {

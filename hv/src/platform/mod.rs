@@ -11,6 +11,7 @@ mod ports;
 pub(crate) mod test_host;
 #[cfg(test)]
 mod tests;
+mod vcpu_set;
 
 use alloc::vec::Vec;
 
@@ -35,6 +36,7 @@ use layout::{MAX_VCPUS, VirtioSlot, gsi};
 
 pub use crate::device::lapic::{ApicMode, GeneralProtection, VcpuEvent};
 pub use crate::device::reset::PowerEvent;
+pub use vcpu_set::VcpuSet;
 
 /// What of the machine may differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,52 +110,6 @@ pub struct PlatformCounters {
     pub refused_apic_bases: u64,
     /// The last power-on self test code (port 0x80).
     pub post_code: u8,
-}
-
-/// A set of vCPUs, one bit each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VcpuSet(u32);
-
-impl VcpuSet {
-    /// Only `vcpu`, which is below [`MAX_VCPUS`].
-    pub fn only(vcpu: usize) -> Self {
-        Self(1_u32.checked_shl(vcpu as u32).unwrap_or(0))
-    }
-
-    /// Those of `vcpus` but the first.
-    fn all_but_first(vcpus: usize) -> Self {
-        (1..vcpus.min(MAX_VCPUS)).fold(Self::default(), |set, vcpu| set.with(Self::only(vcpu)))
-    }
-
-    /// Both together.
-    pub fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Without those of `other`.
-    pub fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether `vcpu` is in it.
-    pub fn has(self, vcpu: usize) -> bool {
-        self.0 & Self::only(vcpu).0 != 0
-    }
-
-    /// Whether it is empty.
-    pub fn is_empty(self) -> bool {
-        self.0 == 0
-    }
-
-    /// Its members, lowest first.
-    pub fn iter(self) -> impl Iterator<Item = usize> {
-        let mut left = self.0;
-        core::iter::from_fn(move || {
-            let lowest = (left != 0).then(|| left.trailing_zeros() as usize)?;
-            left &= left - 1;
-            Some(lowest)
-        })
-    }
 }
 
 /// How a vCPU rests.

@@ -75,14 +75,15 @@ pub fn guest_stopped(reason: &str, status: Option<u32>) {
     send(line.to_string());
 }
 
-/// How things stand. `exits` is how often the guest left for the hypervisor, `memory` what is in use, `sharing` what the scheduler has
+/// How things stand. `exits` is how often each vCPU left for the hypervisor, `memory` what is in use, `sharing` what the scheduler has
 /// counted, `net` the WAN stack's statistics.
-pub fn status(guest: &str, exits: u64, memory: Value, sharing: Value, net: Value) {
+pub fn status(guest: &str, exits: &[u64], memory: Value, sharing: Value, net: Value) {
     let line = json!({
         "event": "status",
         "ms": clock::now_ms(),
         "guest": guest,
-        "guest_exits": exits,
+        "guest_exits": exits.iter().sum::<u64>(),
+        "guest_exits_by_vcpu": exits,
         "memory": memory,
         "sharing": sharing,
         "net": net,

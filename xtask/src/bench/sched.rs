@@ -241,8 +241,8 @@ fn latency(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     report.add(row);
 }
 
-/// A vCPU that sleeps, wakes every 2 ms or so and has 0.05 ms to do, beside vCPUs that burn: from its wake-up until it has done that. With one of those, a greedy
-/// service is on each CPU; with two, there are more vCPUs than CPUs. Beside it the same where who wakes waits for the end of the others' slices.
+/// A vCPU that sleeps, wakes every 2 ms or so and has 0.05 ms to do, beside vCPUs that burn, so that each CPU has two tasks already: from its wake-up until it has done
+/// that. With two of those, a greedy service is on each CPU as well. Beside it the same where who wakes waits for the end of the others' slices.
 fn interactive(arguments: &Args, policy: Policy, name: &str, report: &mut Report) {
     let tunings = [
         Tuning::default(),
@@ -258,8 +258,8 @@ fn interactive(arguments: &Args, policy: Policy, name: &str, report: &mut Report
     };
     let ms = |ns: u64| ns as f64 / 1e6;
     let [with, without] = tunings.map(|tuning| {
-        let works = [Work::Burn, rests];
-        let (mut simulation, [_, vcpu]) = with_guest(arguments, policy, tuning, works);
+        let works = [Work::Burn, Work::Burn, rests];
+        let (mut simulation, [_, _, vcpu]) = with_guest(arguments, policy, tuning, works);
         for cpu in 0..2 {
             let greedy = Work::BurnInPieces { piece_ns: 50_000 };
             simulation.add(Kind::Service, Nice::default(), CpuSet::only(cpu), greedy);
@@ -269,21 +269,21 @@ fn interactive(arguments: &Args, policy: Policy, name: &str, report: &mut Report
     });
     report.add(
         Row::new(
-            format!("simulated interactive vCPU, {name}, a vCPU and services burning: p99"),
+            format!("simulated interactive vCPU, {name}, two vCPUs and services burning: p99"),
             "ms",
             with,
         )
         .beside("without preemption", without),
     );
     let [with, without] = tunings.map(|tuning| {
-        let works = [Work::Burn, Work::Burn, rests];
-        let (mut simulation, [_, _, vcpu]) = with_guest(arguments, policy, tuning, works);
+        let works = [Work::Burn, Work::Burn, Work::Burn, Work::Burn, rests];
+        let (mut simulation, [_, _, _, _, vcpu]) = with_guest(arguments, policy, tuning, works);
         simulation.run(arguments.seconds * SECOND);
         ms(simulation.outcome(vcpu).percentile_ns(99))
     });
     report.add(
         Row::new(
-            format!("simulated interactive vCPU, {name}, two vCPUs burning: p99"),
+            format!("simulated interactive vCPU, {name}, four vCPUs burning: p99"),
             "ms",
             with,
         )

@@ -575,7 +575,11 @@ fn report(stop: &Stop) -> Ended {
     telemetry::guest_stopped(&reason, status);
     if stop.reason.is_orderly() {
         log::info!("guest: {reason}");
-        log::info!("guest: {}", stop.evidence.counts);
+        let each = exits_by_vcpu();
+        log::info!("guest: {}", exits());
+        for (vcpu, counts) in each.iter().enumerate().filter(|_| each.len() > 1) {
+            log::info!("guest: vCPU {vcpu}: {counts}");
+        }
     } else {
         output::problem(&format!("guest: {reason}"));
         for line in stop.evidence.to_string().lines() {

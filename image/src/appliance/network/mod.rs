@@ -11,12 +11,14 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
 use outpost_config::{ByteSize, Config};
+use outpost_hv::exit::ExitCounts;
 use outpost_net::report::Exposition;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
@@ -304,9 +306,13 @@ impl Service {
                 "index": memory.index, "rest": memory.rest,
                 "allocations": allocations,
             });
+            let exits: Vec<u64> = guest::exits_by_vcpu()
+                .iter()
+                .map(ExitCounts::total)
+                .collect();
             telemetry::status(
                 &guest::state(),
-                guest::exits().total(),
+                &exits,
                 memory,
                 sharing::report(),
                 self.statistics(),

@@ -87,6 +87,8 @@ pub struct Event {
     #[serde(default)]
     pub guest_exits: u64,
     #[serde(default)]
+    pub guest_exits_by_vcpu: Vec<u64>,
+    #[serde(default)]
     pub reason: String,
     #[serde(default)]
     pub text: String,
@@ -110,11 +112,12 @@ struct Mark {
 }
 
 /// The exits so far, as the box reports them once a second.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Count {
     at: Instant,
     ms: u64,
     exits: u64,
+    by_vcpu: Vec<u64>,
 }
 
 /// One run of the guest.
@@ -163,6 +166,7 @@ impl Seen {
                 at,
                 ms: event.ms,
                 exits: event.guest_exits,
+                by_vcpu: event.guest_exits_by_vcpu.clone(),
             }),
             ("boot", "guest-started") => self.started_ms = Some(event.ms),
             ("boot", "guest-init") => self.init_ms = Some(event.ms),
@@ -235,9 +239,24 @@ impl Seen {
                 1e3 * (end.uptime - begin.uptime),
             ));
         }
+        let (from, to, ms) = self.counted_within(begin, end)?;
+        Some(rate(to.exits.checked_sub(from.exits)?, ms))
+    }
+
+    /// The same of the vCPU that has the most. None under KVM, which does not say it.
+    pub fn idle_exits_of_the_worst(&self) -> Option<f64> {
+        let (begin, end) = self.spans(IDLE).next()?;
+        let (from, to, ms) = self.counted_within(begin, end)?;
+        let each = from.by_vcpu.iter().zip(&to.by_vcpu);
+        let worst = each.filter_map(|(from, to)| to.checked_sub(*from)).max()?;
+        Some(rate(worst, ms))
+    }
+
+    /// The first and the last count between two marks, and the milliseconds from one to the other.
+    fn counted_within(&self, begin: &Mark, end: &Mark) -> Option<(&Count, &Count, f64)> {
         let (from, to) = (self.first_after(begin.at)?, self.last_before(end.at)?);
         let ms = to.ms.checked_sub(from.ms).filter(|ms| *ms > 0)?;
-        Some(rate(to.exits.checked_sub(from.exits)?, ms as f64))
+        Some((from, to, ms as f64))
     }
 
     /// How long each repetition of a piece of work took, in seconds of the guest's clock.
@@ -285,14 +304,14 @@ impl Seen {
         })
     }
 
-    fn first_after(&self, at: Instant) -> Option<Count> {
+    fn first_after(&self, at: Instant) -> Option<&Count> {
         let mut counts = self.counts.iter();
-        counts.find(|count| count.at >= at + SETTLED).copied()
+        counts.find(|count| count.at >= at + SETTLED)
     }
 
-    fn last_before(&self, at: Instant) -> Option<Count> {
+    fn last_before(&self, at: Instant) -> Option<&Count> {
         let mut counts = self.counts.iter().rev();
-        counts.find(|count| count.at <= at).copied()
+        counts.find(|count| count.at <= at)
     }
 }
 
@@ -330,8 +349,10 @@ mod tests {
             seen.line(Line::parse(line), zero + Duration::from_millis(*ms), cpu);
         }
         for (ms, exits) in counts {
-            let event =
-                format!(r#"{{"event":"status","ms":{ms},"guest_exits":{exits},"net":{{}}}}"#);
+            let (most, rest) = (exits - exits / 4, exits / 4);
+            let event = format!(
+                r#"{{"event":"status","ms":{ms},"guest_exits":{exits},"guest_exits_by_vcpu":[{rest},{most}],"net":{{}}}}"#
+            );
             let event = Event::parse(&event).unwrap();
             seen.event(&event, zero + Duration::from_millis(*ms));
         }
@@ -384,6 +405,7 @@ mod tests {
         assert_eq!(seen.to_init(), Some(2.0));
         assert_eq!(seen.exits_to_init(), Some(900));
         assert_eq!(seen.idle_exits(), Some(20.0));
+        assert_eq!(seen.idle_exits_of_the_worst(), None);
         assert_eq!(seen.seconds(PIPE), [1.5]);
         assert_eq!(seen.cpu_seconds(PIPE), [3.0]);
         assert_eq!(seen.exits(PIPE), [100.0]);
@@ -414,6 +436,7 @@ mod tests {
         );
         assert_eq!(seen.exits_to_init(), Some(500));
         assert_eq!(seen.idle_exits(), Some(5.0));
+        assert_eq!(seen.idle_exits_of_the_worst(), Some(4.0));
         assert_eq!(seen.exits(PIPE), [200.0]);
     }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use outpost_config::Services;
 
 use super::probed::packets::Pair;
-use super::probed::{Stage, VCPUS, locks, shares};
+use super::probed::{Stage, VCPUS, cost, locks, shares};
 use super::report::Report;
 use crate::image::{self, GuestFiles};
 use crate::process::{self, Graceful, Scratch};
@@ -74,6 +74,8 @@ pub enum Figure {
     Md5sum,
     /// The same through a pipe, on all vCPUs
     Pipe,
+    /// The probe: instructions of an exit
+    Exits,
     /// The probe: spinning for a lock whose holder does not run, by policy
     Lock,
     /// The probe: CPU time of guest and services by nice value
@@ -89,7 +91,7 @@ impl Figure {
     fn is_probes(self) -> bool {
         matches!(
             self,
-            Figure::Lock | Figure::Shares | Figure::Latency | Figure::Spin
+            Figure::Exits | Figure::Lock | Figure::Shares | Figure::Latency | Figure::Spin
         )
     }
 }
@@ -182,6 +184,13 @@ pub fn run(arguments: &Args) -> Result<bool> {
 /// The rows of the probe.
 fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()> {
     let by_default = Services::default().nice;
+    if arguments.wants(Figure::Exits) {
+        let kvm = match arguments.skip_kvm {
+            true => None,
+            false => Some(files(KVM_HOST)?),
+        };
+        cost::rows(stage, kvm.as_ref(), report)?;
+    }
     if arguments.wants(Figure::Lock) {
         let policies = ["fair", "balance", "gang"];
         locks::rows(stage, &policies, arguments.rounds, report)?;

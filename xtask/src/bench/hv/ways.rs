@@ -106,19 +106,22 @@ impl Bench {
                     command_line: self.direct_cmdline.clone(),
                     ..self.guest.clone()
                 };
-                boot_linux(&guest, &[], self.vcpus, self.memory, scratch)
+                let machine = LinuxMachine {
+                    files: guest,
+                    more: Vec::new(),
+                    cpus: self.vcpus,
+                    memory: self.memory,
+                    counts_instructions: false,
+                };
+                machine.start(scratch)
             }
             Way::Kvm => {
                 let host = self.kvm.as_ref().context("KVM is left out")?;
-                let host = GuestFiles {
-                    command_line: format!(
-                        "{} bench.vcpus={} bench.memory={}",
-                        host.command_line, self.vcpus, self.memory
-                    ),
-                    ..host.clone()
+                let machine = LinuxMachine {
+                    cpus: self.cpus,
+                    ..kvm_machine(host, &self.guest, self.vcpus, self.memory)?
                 };
-                let files = guest_archive(&self.guest)?;
-                boot_linux(&host, &files, self.cpus, self.memory + KVM_MEMORY, scratch)
+                machine.start(scratch)
             }
             Way::Outpost => self.start_box(scratch),
         }
@@ -185,49 +188,100 @@ pub fn box_config(guest: &str, vcpus: u8, memory: u32, cpus: Option<u8>) -> Resu
     }
 }
 
-/// Starts a machine that boots a Linux kernel; its serial port is a socket. `more` is unpacked over the ramdisk.
-fn boot_linux(
-    files: &GuestFiles,
-    more: &[u8],
-    cpus: u8,
+/// A machine that boots a Linux kernel; its serial port is a socket.
+pub struct LinuxMachine {
+    /// Kernel, ramdisk and command line.
+    pub files: GuestFiles,
+    /// An archive that is unpacked over the ramdisk.
+    pub more: Vec<u8>,
+    /// Its CPUs.
+    pub cpus: u8,
+    /// Its memory in MiB.
+    pub memory: u32,
+    /// Time in it is the number of instructions executed (see [`Qemu::counts_instructions`]): one CPU.
+    pub counts_instructions: bool,
+}
+
+/// Debian with KVM, `host`, that runs `guest` with so many CPUs and so much memory in MiB. It has as many CPUs itself.
+///
+/// # Errors
+/// The guest's files do not go into an archive.
+pub fn kvm_machine(
+    host: &GuestFiles,
+    guest: &GuestFiles,
+    vcpus: u8,
     memory: u32,
-    scratch: Scratch,
-) -> Result<Running> {
-    let folder = scratch.path();
-    let [kernel, ramdisk, port] = ["kernel", "ramdisk", "port"].map(|name| folder.join(name));
-    let mut bytes = files.ramdisk.clone().unwrap_or_default();
-    // The kernel takes archives one after another (its Documentation/driver-api/early-userspace/buffer-format).
-    bytes.extend_from_slice(more);
-    std::fs::write(&kernel, &files.kernel)
-        .and_then(|()| std::fs::write(&ramdisk, bytes))
-        .with_context(|| format!("cannot write to {}", folder.display()))?;
-    let log = std::fs::File::create(folder.join(format!("{NAME}.qemu.log")))
-        .context("cannot write QEMU's log")?;
-    let mut command = process::command(qemu::PROGRAM)?;
-    command
-        .args(["-name", NAME, "-no-user-config", "-nodefaults"])
-        .args(["-display", "none", "-no-reboot", "-M", "q35"])
-        .args(["-accel", Accelerator::Tcg.qemu_option()])
-        .args(["-cpu", Accelerator::Tcg.cpu_model()])
-        .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
-        .arg("-kernel")
-        .arg(&kernel)
-        .arg("-initrd")
-        .arg(&ramdisk)
-        .args(["-append", &files.command_line])
-        .args(["-chardev", &socket("com0", &port)?])
-        .args(["-device", "isa-serial,chardev=com0,index=0"])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    let mut qemu = Process::start(command, &format!("QEMU ({NAME})"))?;
-    let guest = qemu::connect(&port, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
-    Ok(Running {
-        qemu,
-        guest,
-        telemetry: None,
-        scratch,
+) -> Result<LinuxMachine> {
+    Ok(LinuxMachine {
+        files: GuestFiles {
+            command_line: format!(
+                "{} bench.vcpus={vcpus} bench.memory={memory}",
+                host.command_line
+            ),
+            ..host.clone()
+        },
+        more: guest_archive(guest)?,
+        cpus: vcpus,
+        memory: memory + KVM_MEMORY,
+        counts_instructions: false,
     })
+}
+
+impl LinuxMachine {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// QEMU is not there, or does not start.
+    pub fn start(&self, scratch: Scratch) -> Result<Running> {
+        let LinuxMachine {
+            files,
+            more,
+            cpus,
+            memory,
+            ..
+        } = self;
+        let accelerator = match self.counts_instructions {
+            true => qemu::counting_instructions(),
+            false => ["-accel", Accelerator::Tcg.qemu_option()]
+                .map(str::to_owned)
+                .to_vec(),
+        };
+        let folder = scratch.path();
+        let [kernel, ramdisk, port] = ["kernel", "ramdisk", "port"].map(|name| folder.join(name));
+        let mut bytes = files.ramdisk.clone().unwrap_or_default();
+        // The kernel takes archives one after another (its Documentation/driver-api/early-userspace/buffer-format).
+        bytes.extend_from_slice(more);
+        std::fs::write(&kernel, &files.kernel)
+            .and_then(|()| std::fs::write(&ramdisk, bytes))
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        let log = std::fs::File::create(folder.join(format!("{NAME}.qemu.log")))
+            .context("cannot write QEMU's log")?;
+        let mut command = process::command(qemu::PROGRAM)?;
+        command
+            .args(["-name", NAME, "-no-user-config", "-nodefaults"])
+            .args(["-display", "none", "-no-reboot", "-M", "q35"])
+            .args(accelerator)
+            .args(["-cpu", Accelerator::Tcg.cpu_model()])
+            .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
+            .arg("-kernel")
+            .arg(&kernel)
+            .arg("-initrd")
+            .arg(&ramdisk)
+            .args(["-append", &files.command_line])
+            .args(["-chardev", &socket("com0", &port)?])
+            .args(["-device", "isa-serial,chardev=com0,index=0"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let mut qemu = Process::start(command, &format!("QEMU ({NAME})"))?;
+        let guest = qemu::connect(&port, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
+        Ok(Running {
+            qemu,
+            guest,
+            telemetry: None,
+            scratch,
+        })
+    }
 }
 
 /// For `-chardev`: QEMU waits until someone has connected.

@@ -1,6 +1,7 @@
 //! Boxes whose guest is the probe, for what is measured of the scheduler: told what to do, with the far ends of both wires and both
 //! serial ports in hand. Not the figures: those are in the modules below.
 
+pub mod cost;
 pub mod locks;
 pub mod packets;
 pub mod shares;

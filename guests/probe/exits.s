@@ -17,14 +17,7 @@ mode_exits:
         call    expect_unequal
         cmpl    $0, failures
         jne     passed_or_failed
-        call    x2apic_on
-        movl    $MSR_DIVIDE, %ecx
-        movl    $0xB, %eax                      # by 1
-        xorl    %edx, %edx
-        wrmsr
-        movl    $MSR_LVT_TIMER, %ecx
-        movl    $TIMER_VECTOR, %eax
-        wrmsr
+        call    timer_on
         .macro  measure name, code
         movl    $\code, %ebp
         movl    $7f, %esi

@@ -355,16 +355,9 @@ expect_unequal:
 1:      ret
 
 check_timer:
-        call    x2apic_on
+        call    timer_on
         # One-shot by count.
         movl    $0, ticks
-        movl    $MSR_DIVIDE, %ecx
-        movl    $0xB, %eax              # by 1
-        xorl    %edx, %edx
-        wrmsr
-        movl    $MSR_LVT_TIMER, %ecx
-        movl    $TIMER_VECTOR, %eax
-        wrmsr
         movl    $MSR_INITIAL_COUNT, %ecx
         movl    $1000000, %eax
         wrmsr
@@ -415,6 +408,19 @@ check_timer:
         cmpl    $4, ticks
         movl    $text_deadline, %esi
         call    expect_equal
+        ret
+
+        .globl  timer_on
+# x2APIC mode, with the timer one-shot and not yet set. Clears EDX.
+timer_on:
+        call    x2apic_on
+        movl    $MSR_DIVIDE, %ecx
+        movl    $0xB, %eax              # by 1
+        xorl    %edx, %edx
+        wrmsr
+        movl    $MSR_LVT_TIMER, %ecx
+        movl    $TIMER_VECTOR, %eax
+        wrmsr
         ret
 
         .globl  x2apic_on

@@ -23,12 +23,20 @@ pub const MEMORY_MIB: u32 = 768;
 pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
 const TICKS_SHIFT: u32 = 5;
 
-/// The arguments with which the time in a machine is the number of instructions executed, times [`TICKS_PER_INSTRUCTION`].
-pub fn counting_instructions() -> Vec<String> {
-    let ticks = format!("shift={TICKS_SHIFT},sleep=off");
-    ["-accel", "tcg,thread=single", "-icount", &ticks]
-        .map(str::to_owned)
-        .into()
+/// The options that say what executes a machine's instructions, and whether the time in it is their number, times [`TICKS_PER_INSTRUCTION`].
+pub fn execution(
+    accelerator: Accelerator,
+    counts_instructions: bool,
+) -> Vec<(&'static str, String)> {
+    if counts_instructions {
+        let ticks = format!("shift={TICKS_SHIFT},sleep=off");
+        vec![
+            ("-accel", "tcg,thread=single".to_owned()),
+            ("-icount", ticks),
+        ]
+    } else {
+        vec![("-accel", accelerator.qemu_option().to_owned())]
+    }
 }
 
 /// Where Debian's and others' packages put the firmware: code and variables.
@@ -97,6 +105,17 @@ pub struct Nic {
     pub mac: [u8; 6],
     /// Where its wire leads.
     pub wire: Wire,
+}
+
+impl Nic {
+    /// The two ports of a box, with nothing behind them.
+    pub fn unplugged() -> Vec<Nic> {
+        let port = |last| Nic {
+            mac: [0x52, 0x54, 0, 0, 0, last],
+            wire: Wire::Unplugged,
+        };
+        [1, 2].map(port).into()
+    }
 }
 
 /// A disk image file on a virtio block device.
@@ -199,17 +218,11 @@ impl Qemu {
         add("-name", option_value(&self.name)?);
         add("-no-user-config", String::new());
         add("-nodefaults", String::new());
-        if self.counts_instructions {
-            if self.accelerator != Accelerator::Tcg || self.cpus != 1 {
-                bail!("QEMU counts instructions only with TCG and one CPU");
-            }
-            for pair in counting_instructions().chunks(2) {
-                if let [option, value] = pair {
-                    add(option, value.clone());
-                }
-            }
-        } else {
-            add("-accel", self.accelerator.qemu_option().to_owned());
+        if self.counts_instructions && (self.accelerator != Accelerator::Tcg || self.cpus != 1) {
+            bail!("QEMU counts instructions only with TCG and one CPU");
+        }
+        for (option, value) in execution(self.accelerator, self.counts_instructions) {
+            add(option, value);
         }
         add("-M", "q35".to_owned());
         let features: String = self

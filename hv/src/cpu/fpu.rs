@@ -5,6 +5,7 @@
 //! it (an assembly kernel). XSAVE is hidden from the guest, so its state is what FXSAVE covers.
 
 use core::arch::asm;
+use core::ops::Range;
 
 /// CR0.EM: no x87 and no SSE instructions.
 pub const CR0_EM: u64 = 1 << 2;
@@ -33,27 +34,16 @@ impl FpuState {
         Self(image)
     }
 
-    /// The bytes of one of the registers XMM0 to XMM15.
-    fn xmm_bytes(&mut self, index: usize) -> Option<&mut [u8; 16]> {
-        if index > 15 {
-            return None;
-        }
-        let at = XMM + 16 * index;
-        self.0.get_mut(at..at + 16)?.try_into().ok()
-    }
-
     /// One of the registers XMM0 to XMM15; zero for any other number.
     pub fn xmm(&self, index: usize) -> u128 {
-        let mut image = self.clone();
-        image
-            .xmm_bytes(index)
-            .map_or(0, |bytes| u128::from_le_bytes(*bytes))
+        let bytes = xmm_place(index).and_then(|place| self.0.get(place)?.try_into().ok());
+        bytes.map_or(0, u128::from_le_bytes)
     }
 
     /// Changes it.
     pub fn set_xmm(&mut self, index: usize, value: u128) {
-        if let Some(bytes) = self.xmm_bytes(index) {
-            *bytes = value.to_le_bytes();
+        if let Some(bytes) = xmm_place(index).and_then(|place| self.0.get_mut(place)) {
+            bytes.copy_from_slice(&value.to_le_bytes());
         }
     }
 
@@ -83,6 +73,11 @@ impl FpuState {
             enabled.restore();
         }
     }
+}
+
+/// Where one of the registers XMM0 to XMM15 is in the image.
+fn xmm_place(index: usize) -> Option<Range<usize>> {
+    (index < 16).then(|| XMM + 16 * index..XMM + 16 * (index + 1))
 }
 
 /// One MOVUPS between memory and the XMM register of this number; nothing for numbers that no register has.

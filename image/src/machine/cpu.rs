@@ -62,16 +62,14 @@ pub struct Cpu {
     kicked: AtomicBool,
     /// The time for which the timer is armed; `u64::MAX` for none.
     armed_ns: AtomicU64,
-    /// Nanoseconds spent asleep, up to the last wake-up.
+    /// Nanoseconds spent asleep; while it sleeps, [`SLEEPS`] and the time less those, so that both change at once.
     asleep_ns: AtomicU64,
-    /// Since when it sleeps; [`AWAKE`] if it does not.
-    asleep_since_ns: AtomicU64,
     /// A [`Path`].
     path: AtomicU8,
 }
 
-/// In place of the time since which a CPU sleeps.
-const AWAKE: u64 = u64::MAX;
+/// The CPU sleeps.
+const SLEEPS: u64 = 1 << 63;
 
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
@@ -96,7 +94,6 @@ pub fn register(index: usize) {
         kicked: AtomicBool::new(false),
         armed_ns: AtomicU64::new(u64::MAX),
         asleep_ns: AtomicU64::new(0),
-        asleep_since_ns: AtomicU64::new(AWAKE),
         path: AtomicU8::new(Path::Other as u8),
     }));
     let pointer = &raw mut *cpu;
@@ -200,13 +197,12 @@ pub fn sleep() -> u32 {
         return 0;
     };
     if cpu.wakes.load(Ordering::Acquire) == 0 {
-        let before = super::clock::now_ns();
-        cpu.asleep_since_ns.store(before, Ordering::Relaxed);
+        let awake_ns = super::clock::now_ns().saturating_sub(cpu.asleep_ns.load(Ordering::Relaxed));
+        cpu.asleep_ns.store(SLEEPS | awake_ns, Ordering::Relaxed);
         // SAFETY: interrupts are off until STI, whose shadow covers HLT: one that is pending wakes it.
         unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
-        cpu.asleep_since_ns.store(AWAKE, Ordering::Relaxed);
-        let slept = super::clock::now_ns().saturating_sub(before);
-        cpu.asleep_ns.fetch_add(slept, Ordering::Relaxed);
+        let asleep_ns = super::clock::now_ns().saturating_sub(awake_ns);
+        cpu.asleep_ns.store(asleep_ns, Ordering::Relaxed);
     }
     cpu.wakes.swap(0, Ordering::AcqRel)
 }
@@ -214,10 +210,10 @@ pub fn sleep() -> u32 {
 /// Nanoseconds that each CPU has slept, the sleep that one is in included.
 pub fn asleep_ns() -> impl Iterator<Item = u64> {
     (0..).map_while(by_index).map(|cpu| {
-        let slept = cpu.asleep_ns.load(Ordering::Relaxed);
-        match cpu.asleep_since_ns.load(Ordering::Relaxed) {
-            AWAKE => slept,
-            since => slept + super::clock::now_ns().saturating_sub(since),
+        let noted = cpu.asleep_ns.load(Ordering::Relaxed);
+        match noted & SLEEPS {
+            0 => noted,
+            _ => super::clock::now_ns().saturating_sub(noted & !SLEEPS),
         }
     })
 }

@@ -18,7 +18,7 @@ pub enum Command {
     Engine(engine::Args),
     /// The hypervisor beside KVM and beside no hypervisor at all: boot, exits, work
     Hv(hv::Args),
-    /// The scheduling policies side by side, in the simulator
+    /// The scheduling policies side by side, in the simulator and on the emulator
     Sched(sched::Args),
 }
 

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Args, DISK_BYTES};
 use crate::process::{self, Scratch};
-use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
+use crate::qemu::{self, Disk, Nic, Qemu, Serial};
 use crate::setup::{self, Group};
 use crate::sharing::Sharing;
 use crate::{accel, image};
@@ -79,12 +79,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     let mut machine = Qemu::new("box", accel::best(), Disk::new(disk));
     machine.memory_mib = arguments.box_memory();
     machine.cpus = arguments.cpus();
-    machine.nics = [1, 2]
-        .map(|last| Nic {
-            mac: [0x52, 0x54, 0, 0, 0, last],
-            wire: Wire::Unplugged,
-        })
-        .into();
+    machine.nics = Nic::unplugged();
     machine.com1 = Serial::File(scratch.path().join("console"));
     machine.com2 = Serial::Socket {
         path: telemetry.clone(),

@@ -15,7 +15,6 @@ use crate::image;
 const SHORT: Duration = Duration::from_secs(180);
 /// A boot and a Linux guest's.
 const LONG: Duration = Duration::from_secs(420);
-
 /// Several builds of the box and as many boots.
 const BUILDS: Duration = Duration::from_secs(1800);
 

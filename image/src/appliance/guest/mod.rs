@@ -108,10 +108,8 @@ pub fn state() -> String {
 
 /// How often the guest left for the hypervisor since it was started, by reason.
 pub fn exits() -> ExitCounts {
-    let exits = EXITS.lock();
-    exits
-        .iter()
-        .map(|counters| counters.snapshot())
+    let each = exits_by_vcpu();
+    each.into_iter()
         .fold(ExitCounts::default(), ExitCounts::with)
 }
 

@@ -175,7 +175,9 @@ pub fn run(arguments: &Args) -> Result<bool> {
         rows::add(arguments, &runs, &mut report)?;
     }
     if probes {
-        println!("\nThe probe with {VCPUS} vCPUs in a box of 2 CPUs:");
+        println!(
+            "\nThe probe, with {VCPUS} vCPUs in a box of 2 CPUs, but for an exit's instructions, with one of each:"
+        );
         scheduling(arguments, &Stage::new(efi, probe), &mut report)?;
     }
     report.finish(arguments.report.as_deref())

@@ -14,7 +14,7 @@ use crate::guest::ramdisk::Tree;
 use crate::image::{self, GuestFiles};
 use crate::keys::KeyPair;
 use crate::process::{self, Process, Scratch};
-use crate::qemu::{self, Disk, Nic, Qemu, Serial, Wire};
+use crate::qemu::{self, Disk, Nic, Qemu, Serial};
 
 /// What a host has beside its guest's memory, in MiB: the box, or Debian with QEMU in its initial ramdisk.
 const BOX_MEMORY: u32 = 512;
@@ -117,10 +117,8 @@ impl Bench {
             }
             Way::Kvm => {
                 let host = self.kvm.as_ref().context("KVM is left out")?;
-                let machine = LinuxMachine {
-                    cpus: self.cpus,
-                    ..kvm_machine(host, &self.guest, self.vcpus, self.memory)?
-                };
+                let mut machine = kvm_machine(host, &self.guest, self.vcpus, self.memory)?;
+                machine.cpus = self.cpus;
                 machine.start(scratch)
             }
             Way::Outpost => self.start_box(scratch),
@@ -135,12 +133,7 @@ impl Bench {
         let mut machine = Qemu::new(NAME, Accelerator::Tcg, Disk::new(disk));
         machine.cpus = self.cpus;
         machine.memory_mib = self.memory + BOX_MEMORY;
-        machine.nics = [1, 2]
-            .map(|last| Nic {
-                mac: [0x52, 0x54, 0, 0, 0, last],
-                wire: Wire::Unplugged,
-            })
-            .into();
+        machine.nics = Nic::unplugged();
         machine.com1 = Serial::File(folder.join("console"));
         machine.com2 = Serial::Socket {
             path: telemetry.clone(),
@@ -240,12 +233,6 @@ impl LinuxMachine {
             memory,
             ..
         } = self;
-        let accelerator = match self.counts_instructions {
-            true => qemu::counting_instructions(),
-            false => ["-accel", Accelerator::Tcg.qemu_option()]
-                .map(str::to_owned)
-                .to_vec(),
-        };
         let folder = scratch.path();
         let [kernel, ramdisk, port] = ["kernel", "ramdisk", "port"].map(|name| folder.join(name));
         let mut bytes = files.ramdisk.clone().unwrap_or_default();
@@ -260,7 +247,6 @@ impl LinuxMachine {
         command
             .args(["-name", NAME, "-no-user-config", "-nodefaults"])
             .args(["-display", "none", "-no-reboot", "-M", "q35"])
-            .args(accelerator)
             .args(["-cpu", Accelerator::Tcg.cpu_model()])
             .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
             .arg("-kernel")
@@ -273,6 +259,9 @@ impl LinuxMachine {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        for (option, value) in qemu::execution(Accelerator::Tcg, self.counts_instructions) {
+            command.arg(option).arg(value);
+        }
         let mut qemu = Process::start(command, &format!("QEMU ({NAME})"))?;
         let guest = qemu::connect(&port, &mut qemu, folder, NAME, Instant::now() + OPENS)?;
         Ok(Running {

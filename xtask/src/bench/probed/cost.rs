@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use super::{DISK_BYTES, NAME, PATIENCE, Stage};
 use crate::accel::Accelerator;
-use crate::bench::hv::ways::{self, LinuxMachine, Running};
+use crate::bench::hv::ways;
 use crate::bench::report::{Limit, Report, Row};
 use crate::image::{self, GuestFiles};
 use crate::process::{self, Scratch};
-use crate::qemu::{Disk, Nic, Qemu, Serial, TICKS_PER_INSTRUCTION, Wire};
+use crate::qemu::{Disk, Nic, Qemu, Serial, TICKS_PER_INSTRUCTION};
 
 /// The probe's mode, and how often for each reason.
 const MODE: &str = "exits 1000";
@@ -78,12 +78,7 @@ fn in_a_box(stage: &Stage) -> Result<Costs> {
     let mut machine = Qemu::new(NAME, Accelerator::Tcg, Disk::new(disk));
     machine.cpus = 1;
     machine.counts_instructions = true;
-    machine.nics = [1, 2]
-        .map(|last| Nic {
-            mac: [0x52, 0x54, 0, 0, 0, last],
-            wire: Wire::Unplugged,
-        })
-        .into();
+    machine.nics = Nic::unplugged();
     machine.com1 = Serial::File(folder.join("console"));
     machine.com3 = Some(port.clone());
     let mut qemu = machine.start(folder)?;
@@ -110,19 +105,10 @@ fn under_kvm(stage: &Stage, host: &GuestFiles) -> Result<Costs> {
         command_line: MODE.to_owned(),
         ..stage.probe.clone()
     };
-    let Running {
-        guest: port,
-        qemu: _qemu,
-        scratch: _scratch,
-        ..
-    } = ways::kvm_machine(host, &guest, 1, MEMORY).and_then(|machine| {
-        LinuxMachine {
-            cpus: 1,
-            counts_instructions: true,
-            ..machine
-        }
-        .start(Scratch::new("cost")?)
-    })?;
+    let mut machine = ways::kvm_machine(host, &guest, 1, MEMORY)?;
+    machine.counts_instructions = true;
+    let running = machine.start(Scratch::new("cost")?)?;
+    let port = &running.guest;
     port.set_read_timeout(Some(PATIENCE))?;
     let mut costs = Costs::new();
     let mut said = Vec::new();

@@ -57,7 +57,7 @@ pub fn run(arguments: &Args) -> Result<()> {
             let began = Instant::now();
             let result = check();
             process::check_interrupted()?;
-            tally.count(&result);
+            tally.count(name, &result);
             match result {
                 Ok(()) => println!("  ok    {name} ({} s)", began.elapsed().as_secs()),
                 Err(error) => println!(
@@ -75,7 +75,7 @@ pub fn run(arguments: &Args) -> Result<()> {
             Ok(emulator) => tally.add(emulator),
             Err(error) => {
                 process::check_interrupted()?;
-                tally.failed += 1;
+                tally.failed.push("emulator tests");
                 println!("  FAIL  emulator tests: {error:#}");
             }
         }
@@ -84,26 +84,26 @@ pub fn run(arguments: &Args) -> Result<()> {
     println!(
         "\n{} passed, {} failed ({minutes} min {} s)",
         tally.passed,
-        tally.failed,
+        tally.failed.len(),
         started.elapsed().as_secs() % 60
     );
-    if tally.failed > 0 {
-        bail!("{} failed", tally.failed);
+    if !tally.failed.is_empty() {
+        bail!("failed: {}", tally.failed.join(", "));
     }
     Ok(())
 }
 
 impl Tally {
-    fn count(&mut self, result: &Result<()>) {
+    fn count(&mut self, name: &'static str, result: &Result<()>) {
         match result {
             Ok(()) => self.passed += 1,
-            Err(_) => self.failed += 1,
+            Err(_) => self.failed.push(name),
         }
     }
 
     fn add(&mut self, other: Tally) {
         self.passed += other.passed;
-        self.failed += other.failed;
+        self.failed.extend(other.failed);
     }
 }
 

@@ -42,6 +42,8 @@ pub fn box_power_button(trial: &mut Trial<'_>) -> Result<()> {
     machine.console("the box's power button was pressed")?;
     machine.console("outpost-guest: the power button was pressed: switching off")?;
     machine.console("guest: the guest switched itself off")?;
+    // The last that is said of the guest: the box has it written before it goes.
+    machine.console(" exits: ")?;
     machine.ends()?;
     Ok(())
 }

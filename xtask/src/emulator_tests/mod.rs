@@ -91,12 +91,12 @@ struct Trial<'a> {
 }
 
 /// How a list of tests ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Tests that passed.
+    /// How many tests passed.
     pub passed: usize,
-    /// Tests that failed.
-    pub failed: usize,
+    /// The names of those that failed.
+    pub failed: Vec<&'static str>,
 }
 
 /// Names and descriptions of all tests.
@@ -160,7 +160,7 @@ pub fn run(stage: &Stage, filters: &[String], jobs: usize) -> Result<Tally> {
                             });
                         }
                         Err(error) => {
-                            state.0.failed += 1;
+                            state.0.failed.push(test.name);
                             spinner.suspend(|| {
                                 println!(
                                     "  FAIL  {:24} {} ({seconds} s)\n{}",
@@ -177,8 +177,8 @@ pub fn run(stage: &Stage, filters: &[String], jobs: usize) -> Result<Tally> {
     });
     spinner.finish_and_clear();
     process::check_interrupted()?;
-    let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(state.0)
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(std::mem::take(&mut state.0))
 }
 
 fn indent(error: &anyhow::Error) -> String {

@@ -561,10 +561,9 @@ fn make(material: &Material, order: &Order) -> Result<Machine<'static>, String> 
     Ok(machine)
 }
 
-/// Says why the guest stopped, with evidence if something is wrong.
+/// Says why the guest stopped, with evidence if something is wrong. A box that waits for its guest's end goes when all is said.
 fn report(stop: &Stop) -> Ended {
     let reason = stop.reason.to_string();
-    stopped(&reason);
     let status = match stop.reason {
         StopReason::DebugExit(status) => Some(status),
         StopReason::PowerOff => Some(0),
@@ -584,6 +583,7 @@ fn report(stop: &Stop) -> Ended {
             log::error!("guest: {line}");
         }
     }
+    stopped(&reason);
     match stop.reason {
         StopReason::PowerOff | StopReason::DebugExit(_) => Ended::Off,
         StopReason::Reset => Ended::Reset,

@@ -439,15 +439,30 @@ impl Service {
         self.leaving = Some((end, now_ns + guest::BUTTON_PATIENCE_NS + MORE_NS));
     }
 
-    /// Ends the box's run, with the dictionary closed.
+    /// Ends the box's run, with the dictionary closed and all said.
     fn end(&mut self, end: End) -> ! {
         if let Forwarder::Engine(engine) = &mut self.forwarder {
             engine.close_store();
         }
+        self.finish_outputs();
         match end {
             End::Reset => power::reset(),
             End::Off => power::off(),
         }
+    }
+
+    /// Lets the serial ports have what waits for them; a port that takes nothing does not keep the box.
+    fn finish_outputs(&mut self) {
+        const PATIENCE_NS: u64 = 2_000_000_000;
+        /// The 16 bytes of a transmitter, at 115,200 baud.
+        const TRANSMITTER_US: u64 = 1_500;
+        let until_ns = clock::now_ns() + PATIENCE_NS;
+        while clock::now_ns() < until_ns
+            && (telemetry::poll() | self.console.poll().busy || output::has_lines(&self.console))
+        {
+            core::hint::spin_loop();
+        }
+        clock::spin_us(TRANSMITTER_US);
     }
 
     fn memory(&self) -> Use {

@@ -276,13 +276,13 @@ pub const ALL: &[Test] = &[
         name: "probe-lock",
         about: "2 vCPUs that fight for a lock both get it",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "lock 2", probes::TWO),
+        run: |trial| probes::probe_passes_on_two(trial, "lock 2"),
     },
     Test {
         name: "probe-burn",
         about: "2 vCPUs that compute both run",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "burn 2", probes::TWO),
+        run: |trial| probes::probe_passes_on_two(trial, "burn 2"),
     },
     Test {
         name: "probe-fxrstor",

@@ -6,9 +6,10 @@ use super::boxes::{Setup, TestBox, config_with_guest};
 use super::{Trial, pages};
 use crate::sharing::Sharing;
 
-/// Two vCPUs on both CPUs of the box. By itself it would keep them off CPU 0 on QEMU's translator, since FXRSTOR on another CPU spoils that one's state
-/// (`image/src/machine/emulator.rs`); but these modes of the probe have none.
-pub const TWO: &str = "vcpus = 2\ncpus = [0, 1]\n";
+/// Two vCPUs on two CPUs of a box of three. The first is left alone: FXRSTOR on another CPU, which the box executes wherever a vCPU begins to run,
+/// spoils its state on QEMU's translator (`image/src/machine/emulator.rs`).
+const TWO: &str = "vcpus = 2\ncpus = [1, 2]\n";
+const CPUS_FOR_TWO: u8 = 3;
 
 /// Starts a box with the probe in this mode.
 fn probe(trial: &mut Trial<'_>, mode: &str, problems: &[&str]) -> Result<TestBox> {
@@ -48,8 +49,19 @@ pub fn probe_passes(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
     probe_passes_with(trial, mode, "")
 }
 
+/// The same with more keys for the guest.
 pub fn probe_passes_with(trial: &mut Trial<'_>, mode: &str, keys: &str) -> Result<()> {
-    let mut machine = probe_with(trial, mode, keys, &[])?;
+    let machine = probe_with(trial, mode, keys, &[])?;
+    passes(machine, mode)
+}
+
+/// The same with two vCPUs on a CPU each.
+pub fn probe_passes_on_two(trial: &mut Trial<'_>, mode: &str) -> Result<()> {
+    let machine = probe_on(trial, CPUS_FOR_TWO, mode, TWO, &[])?;
+    passes(machine, mode)
+}
+
+fn passes(mut machine: TestBox, mode: &str) -> Result<()> {
     // While it is busy, if it is.
     machine.forwards()?;
     let name = mode.split(' ').next().unwrap_or_default();
@@ -73,11 +85,12 @@ pub fn probe_passes_and_the_box_says(
     machine.answers_itself()
 }
 
-/// The vCPUs start each other and talk to each other, on all CPUs of a box with `cpus`. Afterwards /metrics and the console have the exits of each by reason.
+/// The vCPUs start each other and talk to each other, on so many CPUs: all that a box has, or, where several vCPUs have several CPUs, one fewer. Afterwards /metrics and the console have the exits of each by reason.
 pub fn probe_smp(trial: &mut Trial<'_>, vcpus: u32, cpus: u8) -> Result<()> {
-    let all: Vec<u8> = (0..cpus).collect();
-    let keys = format!("vcpus = {vcpus}\ncpus = {all:?}\n");
-    let mut machine = probe_on(trial, cpus, &format!("smp {vcpus}"), &keys, &[])?;
+    let apart = u8::from(vcpus > 1 && cpus > 1);
+    let theirs: Vec<u8> = (apart..apart + cpus).collect();
+    let keys = format!("vcpus = {vcpus}\ncpus = {theirs:?}\n");
+    let mut machine = probe_on(trial, apart + cpus, &format!("smp {vcpus}"), &keys, &[])?;
     for mode in ["xAPIC", "x2APIC"] {
         machine.console(&format!("smp: {vcpus} cpus, ipis ok ({mode})"))?;
     }
@@ -127,14 +140,14 @@ pub fn probe_flood(trial: &mut Trial<'_>) -> Result<()> {
 pub fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
     const WHY: &str = "INIT to its last running CPU";
     // The second vCPU was never started: it cannot start the first one.
-    let mut machine = probe_with(trial, "selfinit", TWO, &[WHY])?;
+    let mut machine = probe_on(trial, CPUS_FOR_TWO, "selfinit", TWO, &[WHY])?;
     machine.problem(WHY)?;
     machine.forwards()?;
     machine.answers_itself()
 }
 
 pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = probe_with(trial, "spin", TWO, &[])?;
+    let mut machine = probe_on(trial, CPUS_FOR_TWO, "spin", TWO, &[])?;
     machine.console("2 CPUs spinning with interrupts off")?;
     machine.forwards()?;
     machine.answers_itself()?;
@@ -151,9 +164,15 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
 
 /// A guest and a service that want everything on every CPU: both have some of it, and the network what it needs.
 pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
-    let keys = format!("{TWO}policy = \"gang\"\n[services]\nnice = 0\nload = [0, 1, 7]\n");
-    // The third CPU of the list is not there, and the box says so.
-    let mut machine = probe_with(trial, "burn 60", &keys, &["there is no CPU 7"])?;
+    let keys = format!("{TWO}policy = \"gang\"\n[services]\nnice = 0\nload = [0, 1, 2, 7]\n");
+    // The last CPU of the list is not there, and the box says so.
+    let mut machine = probe_on(
+        trial,
+        CPUS_FOR_TWO,
+        "burn 60",
+        &keys,
+        &["there is no CPU 7"],
+    )?;
     machine.problem("[services] load: there is no CPU 7")?;
     machine.forwards()?;
     machine.answers_itself()?;
@@ -223,8 +242,8 @@ pub fn probe_placed(trial: &mut Trial<'_>) -> Result<()> {
 pub fn probe_unplaced(trial: &mut Trial<'_>) -> Result<()> {
     const WHAT: &str =
         "needs a CPU for each of the guest's 3 vCPUs, and they may use 2: it is \"balance\"";
-    let keys = "vcpus = 3\ncpus = [0, 1]\npolicy = \"placed\"\n";
-    let mut machine = probe_with(trial, "smp 3", keys, &[WHAT])?;
+    let keys = "vcpus = 3\ncpus = [1, 2]\npolicy = \"placed\"\n";
+    let mut machine = probe_on(trial, 3, "smp 3", keys, &[WHAT])?;
     machine.problem(WHAT)?;
     machine.guest(&status(0))?;
     machine.goes_on(2)?;

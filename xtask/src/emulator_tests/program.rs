@@ -205,11 +205,13 @@ pub fn program(trial: &mut Trial<'_>) -> Result<()> {
     branch.wait_for("the branch to have counted both flows", |said| {
         (counter(said, "flows", "finished")? == 2).then_some(())
     })?;
-    let (to_hosts, stored) = branch.said(|said| {
-        (
-            counter(said, "flows", "to_hosts"),
-            counter(said, "received", "stored_bytes"),
-        )
+    let [to_hosts, stored, coded] = branch.said(|said| {
+        [
+            ("flows", "to_hosts"),
+            ("received", "stored_bytes"),
+            ("received", "wire_bytes"),
+        ]
+        .map(|(part, name)| counter(said, part, name))
     });
     ensure!(
         to_hosts == Some(carried),
@@ -220,10 +222,14 @@ pub fn program(trial: &mut Trial<'_>) -> Result<()> {
         from_hosts == carried,
         "the core took {from_hosts} bytes from its server, not {carried}"
     );
-    let line = core.metric("outpost_tunnel_sent_bytes_total", &[])?;
+    // A busy machine loses packets, and what is sent again is no second copy.
+    let (line, once) = (
+        core.metric("outpost_tunnel_sent_bytes_total", &[])?,
+        FILE_BYTES as u64..FILE_BYTES as u64 * 5 / 4,
+    );
     ensure!(
-        line >= FILE_BYTES as u64 && line < FILE_BYTES as u64 * 5 / 4,
-        "the core sent {line} bytes for a file of {FILE_BYTES} that was fetched twice"
+        line >= once.start && coded.is_some_and(|coded| once.contains(&coded)),
+        "the core sent {line} bytes, {coded:?} of them coded, for a file of {FILE_BYTES} that was fetched twice"
     );
     ensure!(
         stored.is_some_and(|stored| stored >= FILE_BYTES as u64 && stored < carried),

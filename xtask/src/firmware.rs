@@ -1,10 +1,10 @@
-//! Builds the box's binary, `outpost.efi`, with the pinned guests' digests inside.
+//! Builds the box's binary, `outpost.efi`, and writes the pinned guests' digests into it.
 
 use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use outpost_image_format::{Digest, Pin, format_pins};
+use outpost_image_format::{Digest, Pin, write_pins};
 
 use crate::paths;
 use crate::process::Process;
@@ -12,9 +12,6 @@ use crate::toolchain::{TARGET, Toolchain};
 
 /// The most that the binary may have.
 pub const MAX_BYTES: u64 = 4 * 1024 * 1024;
-
-/// How the binary learns which guests may run.
-const PINS_VARIABLE: &str = "OUTPOST_PINNED_GUESTS";
 
 /// The box's binary.
 pub struct Firmware {
@@ -27,7 +24,7 @@ pub struct Firmware {
 /// Builds the binary.
 ///
 /// # Errors
-/// When there is no toolchain for it, it does not compile, or it is larger than [`MAX_BYTES`].
+/// When there is no toolchain for it, it does not compile, it is larger than [`MAX_BYTES`], or there are too many pins.
 pub fn build(pins: &[Pin]) -> Result<Firmware> {
     build_in(pins, &paths::target().join("firmware"))
 }
@@ -37,7 +34,8 @@ pub fn build(pins: &[Pin]) -> Result<Firmware> {
 /// # Errors
 /// As [`build`].
 pub fn build_in(pins: &[Pin], target: &Path) -> Result<Firmware> {
-    let bytes = compile("outpost", "the box's binary", pins, target)?;
+    let mut bytes = compile("outpost", "the box's binary", target)?;
+    write_pins(&mut bytes, pins)?;
     let digest = Digest::of(&bytes);
     Ok(Firmware { bytes, digest })
 }
@@ -47,10 +45,10 @@ pub fn build_in(pins: &[Pin], target: &Path) -> Result<Firmware> {
 /// # Errors
 /// As [`build`].
 pub fn build_program(package: &str, what: &str) -> Result<Vec<u8>> {
-    compile(package, what, &[], &paths::target().join("firmware"))
+    compile(package, what, &paths::target().join("firmware"))
 }
 
-fn compile(package: &str, what: &str, pins: &[Pin], target: &Path) -> Result<Vec<u8>> {
+fn compile(package: &str, what: &str, target: &Path) -> Result<Vec<u8>> {
     let toolchain = Toolchain::find()?;
     std::fs::create_dir_all(target).with_context(|| format!("cannot make {}", target.display()))?;
     // Cargo's own lock ends before the result is read.
@@ -60,9 +58,7 @@ fn compile(package: &str, what: &str, pins: &[Pin], target: &Path) -> Result<Vec
 
     eprintln!("Building {what} with {}", toolchain.describe());
     let mut command = toolchain.cargo("build", &paths::workspace(), target, false)?;
-    command
-        .args(["--profile", "image", "--package", package])
-        .env(PINS_VARIABLE, format_pins(pins));
+    command.args(["--profile", "image", "--package", package]);
     // Cargo draws its own progress bar.
     let status = Process::start(command, "cargo")?.wait()?;
     if !status.success() {

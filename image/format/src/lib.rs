@@ -14,7 +14,7 @@ mod writer;
 
 pub use digest::{Digest, DigestError};
 pub use partition::{DISK_GUID, Guid, Partition};
-pub use pin::{Pin, PinError, format_pins, parse_pins};
+pub use pin::{Pin, PinBlock, PinBlockError, PinError, format_pins, parse_pins, write_pins};
 pub use slot::{
     ENTRY_ALIGNMENT, Entry, HEADER_BYTES, Header, KERNEL, MAGIC, MAX_COMMAND_LINE_BYTES,
     MAX_ENTRIES, MAX_MANIFEST_BYTES, MAX_NAME_BYTES, Manifest, RAMDISK, Slot, SlotError, VERSION,

@@ -7,8 +7,8 @@ use alloc::string::{String, ToString};
 
 use outpost::disk::Extent;
 use outpost_image_format::{
-    Entry, HEADER_BYTES, Header, KERNEL, MAX_MANIFEST_BYTES, Manifest, Pin, RAMDISK, SlotError,
-    parse_pins,
+    Entry, HEADER_BYTES, Header, KERNEL, MAX_MANIFEST_BYTES, Manifest, Pin, PinBlock, RAMDISK,
+    SlotError, parse_pins,
 };
 use uefi::boot::{self, AllocateType};
 use uefi::mem::memory_map::MemoryType;
@@ -16,11 +16,9 @@ use uefi::mem::memory_map::MemoryType;
 use super::PAGE;
 use super::disk::{self, FirmwareDisk, Prepared};
 
-/// The guests this binary runs, set by the build (`cargo xtask build-image`).
-const PINNED: &str = match option_env!("OUTPOST_PINNED_GUESTS") {
-    Some(pins) => pins,
-    None => "",
-};
+/// The guests this binary runs, written here when it is linked (`xtask/src/firmware.rs`).
+#[used]
+static PINNED: PinBlock = PinBlock::EMPTY;
 
 /// A file of the slot in memory, and what the slot says of it.
 struct File {
@@ -53,7 +51,9 @@ pub fn load(name: &str, prepared: &mut Prepared) -> Result<GuestFiles, String> {
             manifest.guest
         ));
     }
-    let pins = parse_pins(PINNED).map_err(|error| error.to_string())?;
+    // SAFETY: it is a static that nothing writes while we run. Volatile, since it is not what the compiler has seen.
+    let pinned = unsafe { (&raw const PINNED).read_volatile() };
+    let pins = parse_pins(pinned.text()).map_err(|error| error.to_string())?;
     let pin = pins
         .into_iter()
         .find(|pin| pin.guest == name)

@@ -123,7 +123,7 @@ fn linux(trial: &Trial<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The test. All in one, since each of them builds a binary that pins its guest.
+/// The test: one use after another, as a person would.
 pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
     const INIT: &str = "outpost-guest: init\n";
     let file = |name: &str| trial.folder.join(name).display().to_string();

@@ -204,18 +204,17 @@ impl Table<'_> {
             true => row.beside(Way::Kvm.name(), rate(Way::Kvm)?),
             false => row,
         };
-        report.add(row);
+        report.add(row.limited(Limit::AtMost(10.0)));
         let worst = self
             .runs
             .one(Way::Outpost, "exits while idle, by vCPU", |seen| {
                 seen.idle_exits_of_the_worst()
             })?;
-        let row = Row::new(
+        report.add(Row::new(
             "exits of an idle guest, the vCPU with the most",
             "1/s",
             worst,
-        );
-        report.add(row.limited(Limit::AtMost(10.0)));
+        ));
         Ok(())
     }
 

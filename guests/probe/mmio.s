@@ -18,6 +18,12 @@ mode_mmio:
         movl    %cr0, %eax
         andl    $0xFFFFFFF3, %eax               # neither EM nor TS
         movl    %eax, %cr0
+        movl    $7, %eax
+        xorl    %ecx, %ecx
+        cpuid
+        andl    $0x108, %ebx                    # BMI1 and BMI2
+        cmpl    $0x108, %ebx
+        sete    has_bmi
         call    all_forms
         call    other_forms
         call    paging_on
@@ -239,6 +245,49 @@ forms_begin:
         subl %ebx, %esi
         ret
         form "fs override", movl %fs:(%ebx), %eax
+        # PF is undefined after those of BMI that change flags; SF, ZF and CF are kept in CL, CH and DL.
+        .macro  form_bmi name, code:vararg
+        forms_entry "\name"
+        cmpl    $0, has_bmi
+        je      7f
+        \code
+7:      ret
+        .endm
+        .macro  form_bmi_flags name, code:vararg
+        forms_entry "\name"
+        cmpl    $0, has_bmi
+        je      7f
+        \code
+        sets    %cl
+        setz    %ch
+        setc    %dl
+        orl     %edi, %edi
+7:      ret
+        .endm
+        # QEMU before 8.0 has CF of BLSI, BLSMSK and BLSR wrong.
+        .macro  form_bmi_lowest name, code:vararg
+        forms_entry "\name"
+        cmpl    $0, has_bmi
+        je      7f
+        \code
+        sets    %cl
+        setz    %ch
+        orl     %edi, %edi
+7:      ret
+        .endm
+        form_bmi_flags "andn r,r,m", andnl (%ebx), %esi, %eax
+        form_bmi_flags "bextr r,m,r", bextrl %edi, (%ebx), %eax
+        form_bmi_flags "bzhi r,m,r", bzhil %edi, (%ebx), %eax
+        form_bmi_lowest "blsi r,m", blsil (%ebx), %eax
+        form_bmi_lowest "blsmsk r,m", blsmskl (%ebx), %eax
+        form_bmi_lowest "blsr r,m", blsrl (%ebx), %eax
+        form_bmi "pdep r,r,m", pdepl (%ebx), %edx, %eax
+        form_bmi "pext r,r,m", pextl (%ebx), %edx, %eax
+        form_bmi "mulx r,r,m", mulxl (%ebx), %eax, %ecx
+        form_bmi "shlx r,m,r", shlxl %edi, (%ebx), %eax
+        form_bmi "shrx r,m,r", shrxl %edi, (%ebx), %eax
+        form_bmi "sarx r,m,r", sarxl %edi, (%ebx), %eax
+        form_bmi "rorx r,m,imm", rorxl $9, (%ebx), %eax
 
 all_forms:
         movl    $forms_begin, %ebp
@@ -385,5 +434,6 @@ word:           .long 0
 scratch:        .long 0
 save_to:        .long 0
 forms_run:      .long 0
+has_bmi:        .long 0
 ram_result:     .skip 28
 device_result:  .skip 28

@@ -3,9 +3,9 @@
 //!
 //! The CPU has begun each instruction and stopped at a guest-physical address that is not mapped; here it is done from the beginning. Every
 //! operand's segment limit or canonical form and its translation are checked before anything is changed; segment types are not, and alignment only where the instruction itself asks for it.
-//! An instruction that is not here is not guessed at: the guest stops with its bytes. SSE arithmetic, x87, MMX and VEX forms are such.
+//! An instruction that is not here is not guessed at: the guest stops with its bytes. SSE arithmetic, x87, MMX and AVX are such.
 
-use crate::cpu::alu::{self, CF, Scan, Shift, ZF};
+use crate::cpu::alu::{self, Bits, CF, Scan, Shift, ZF};
 use crate::cpu::{self, Event, GENERAL_PROTECTION, PAGE_FAULT, Registers, System};
 use crate::decode::{self, Bytes};
 use crate::mem::GuestMemory;
@@ -13,6 +13,7 @@ use crate::mem::walk::{Intent, WalkError};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 mod arithmetic;
+mod bits;
 mod control;
 mod operand;
 mod sse;
@@ -223,6 +224,19 @@ impl Step<'_> {
             Mnemonic::Lzcnt => self.scan(Scan::Reverse)?,
             Mnemonic::Popcnt => self.scan(Scan::Ones)?,
             Mnemonic::Crc32 => self.checksum()?,
+            Mnemonic::Andn => self.and_not()?,
+            Mnemonic::Bextr => self.manipulate(Bits::Extract)?,
+            Mnemonic::Bzhi => self.manipulate(Bits::Below)?,
+            Mnemonic::Blsi => self.manipulate(Bits::LowestOne)?,
+            Mnemonic::Blsmsk => self.manipulate(Bits::ToLowestOne)?,
+            Mnemonic::Blsr => self.manipulate(Bits::WithoutLowestOne)?,
+            Mnemonic::Pdep => self.pick(alu::deposit)?,
+            Mnemonic::Pext => self.pick(alu::gather)?,
+            Mnemonic::Mulx => self.multiply_apart()?,
+            Mnemonic::Shlx => self.shift_apart(Shift::Left)?,
+            Mnemonic::Shrx => self.shift_apart(Shift::Right)?,
+            Mnemonic::Sarx => self.shift_apart(Shift::RightSigned)?,
+            Mnemonic::Rorx => self.shift_apart(Shift::RotateRight)?,
             // All memory is coherent, and nothing of a device is in a cache: only the operand is checked (APM vol. 3, CLFLUSH).
             Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => {
                 self.place(0, 1, 0, Intent::Read)?;

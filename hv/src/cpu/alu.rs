@@ -275,6 +275,67 @@ pub fn scan(kind: Scan, value: u64, width: u8) -> (Option<u64>, u64) {
     }
 }
 
+/// The instructions of BMI1 and BMI2 that change flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// ANDN: what is in the number and not in the other.
+    AndNot,
+    /// BEXTR: as many bits as bits 8 to 15 of the other say, from the one that its bits 0 to 7 say.
+    Extract,
+    /// BZHI: the bits below the one that bits 0 to 7 of the other say.
+    Below,
+    /// BLSI: the lowest one alone.
+    LowestOne,
+    /// BLSMSK: the lowest one and all below it.
+    ToLowestOne,
+    /// BLSR: all but the lowest one.
+    WithoutLowestOne,
+}
+
+/// The result and all six flags, of which AF and PF are undefined on the CPU, for BEXTR SF too. The last three have no other number.
+pub fn manipulate(kind: Bits, value: u64, other: u64, width: u8) -> (u64, u64) {
+    let value = value & mask(width);
+    let below = |value: u64, bit: u64| match bit {
+        0..64 => value & ((1 << bit) - 1),
+        _ => value,
+    };
+    let (number, length) = (other & 0xFF, other >> 8 & 0xFF);
+    let (result, carry) = match kind {
+        Bits::AndNot => (value & !other, false),
+        Bits::Extract => {
+            let from = value.checked_shr(number as u32).unwrap_or(0);
+            (below(from, length), false)
+        }
+        Bits::Below => (below(value, number), number >= u64::from(width) * 8),
+        Bits::LowestOne => (value & value.wrapping_neg(), value != 0),
+        Bits::ToLowestOne => (value ^ value.wrapping_sub(1), value == 0),
+        Bits::WithoutLowestOne => (value & value.wrapping_sub(1), value == 0),
+    };
+    let result = result & mask(width);
+    (
+        result,
+        of_result(result, width) | if carry { CF } else { 0 },
+    )
+}
+
+/// PDEP: the lowest bits of `value`, in turn, where `places` has ones.
+pub fn deposit(value: u64, places: u64) -> u64 {
+    ones(places).enumerate().fold(0, |result, (nth, place)| {
+        result | (value >> nth & 1) << place
+    })
+}
+
+/// PEXT: the bits of `value` where `places` has ones, side by side.
+pub fn gather(value: u64, places: u64) -> u64 {
+    ones(places).enumerate().fold(0, |result, (nth, place)| {
+        result | (value >> place & 1) << nth
+    })
+}
+
+fn ones(places: u64) -> impl Iterator<Item = u32> {
+    (0..u64::BITS).filter(move |place| places >> place & 1 != 0)
+}
+
 /// CRC32: the checksum with the low `width` bytes of `value` added (polynomial 11EDC6F41h, bits reflected).
 pub fn crc32(checksum: u32, value: u64, width: u8) -> u32 {
     const REFLECTED: u32 = 0x82F6_3B78;

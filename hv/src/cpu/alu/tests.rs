@@ -402,3 +402,75 @@ fn checksums_are_those_of_iscsi() {
         }
     }
 }
+
+/// One instruction with one or two sources and a destination of its own, natively, of both widths.
+macro_rules! native_bits {
+    ($name:literal, $a:expr, $b:expr) => {{
+        let wide = native_bits!(@one concat!($name, " {r:r}, {a:r}, {b:r}"), $a, $b);
+        let narrow = native_bits!(@one concat!($name, " {r:e}, {a:e}, {b:e}"), $a, $b);
+        [(wide, 8), (narrow, 4)]
+    }};
+    ($name:literal, $a:expr) => {{
+        let wide = native_bits!(@one concat!($name, " {r:r}, {a:r} /* {b} */"), $a, 0_u64);
+        let narrow = native_bits!(@one concat!($name, " {r:e}, {a:e} /* {b} */"), $a, 0_u64);
+        [(wide, 8), (narrow, 4)]
+    }};
+    (@one $code:expr, $a:expr, $b:expr) => {{
+        let (mut result, mut flags): (u64, u64) = (0, 2);
+        // SAFETY: arithmetic on registers, and flags that are put back by the compiler's own clobber of them.
+        unsafe {
+            core::arch::asm!(
+                "push {f}", "popfq", $code, "pushfq", "pop {f}",
+                f = inout(reg) flags, r = inout(reg) result, a = in(reg) $a, b = in(reg) $b,
+            );
+        }
+        (result, flags & ARITHMETIC)
+    }};
+}
+
+#[test]
+fn bit_manipulation_matches_the_cpu() {
+    if !std::is_x86_feature_detected!("bmi1") || !std::is_x86_feature_detected!("bmi2") {
+        eprintln!("this CPU has no BMI: not compared");
+        return;
+    }
+    let defined = CF | ZF | SF | OF;
+    let with_other = |a: u64, b: u64| {
+        [
+            (Bits::AndNot, native_bits!("andn", b, a), defined),
+            (Bits::Extract, native_bits!("bextr", a, b), defined & !SF),
+            (Bits::Below, native_bits!("bzhi", a, b), defined),
+        ]
+    };
+    let alone = |a: u64| {
+        [
+            (Bits::LowestOne, native_bits!("blsi", a), defined),
+            (Bits::ToLowestOne, native_bits!("blsmsk", a), defined),
+            (Bits::WithoutLowestOne, native_bits!("blsr", a), defined),
+        ]
+    };
+    let controls = [
+        0x0004, 0x0804, 0x2000, 0x2020, 0x1F1F, 0x4000, 0x0140, 0xFFFF, 0x3F,
+    ];
+    let pairs = pairs().chain(NUMBERS.iter().flat_map(|a| controls.map(|b| (*a, b))));
+    for (a, b) in pairs {
+        for (kind, theirs, flags) in with_other(a, b).into_iter().chain(alone(a)) {
+            for (theirs, width) in theirs {
+                let ours = manipulate(kind, a, b, width);
+                assert_eq!(
+                    (ours.0, ours.1 & flags),
+                    (theirs.0, theirs.1 & flags),
+                    "{kind:?} {a:#x} {b:#x} {width}"
+                );
+            }
+        }
+        for (theirs, width) in native_bits!("pdep", a, b) {
+            let ours = deposit(a, b & mask(width));
+            assert_eq!(ours, theirs.0, "pdep {a:#x} {b:#x} {width}");
+        }
+        for (theirs, width) in native_bits!("pext", a, b) {
+            let ours = gather(a, b & mask(width));
+            assert_eq!(ours, theirs.0, "pext {a:#x} {b:#x} {width}");
+        }
+    }
+}

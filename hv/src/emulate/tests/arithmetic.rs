@@ -336,3 +336,134 @@ fn cache_lines_of_devices_need_no_flush() {
         assert_eq!(run(64, code).log, "", "{code:02x?}");
     }
 }
+
+#[test]
+fn bits_are_manipulated() {
+    // RAX = 1122334455667788h, RCX is given; the device has F0h, F1h, and so on.
+    let value = |code: &[u8], rcx: u64| {
+        let run = run_with(&flat(64), code, |registers, _| {
+            registers.rflags |= CF | OF;
+            registers.set(Gpr::Rcx, rcx);
+            registers.set(Gpr::Rdx, 0x1_0000_0010);
+        });
+        assert!(run.result.is_ok(), "{code:02x?}: {:?}", run.result);
+        (
+            run.registers.get(Gpr::Rax),
+            run.registers.rflags & (CF | ZF | SF | OF),
+            run.log,
+        )
+    };
+    const WORD: u64 = 0xF3F2_F1F0;
+    const LONG: u64 = 0xF7F6_F5F4_F3F2_F1F0;
+    for (name, code, rcx, result, flags) in [
+        (
+            "andn eax,ecx,[rbx]",
+            &[0xC4, 0xE2, 0x70, 0xF2, 0x03][..],
+            0xF0,
+            WORD & !0xF0,
+            SF,
+        ),
+        (
+            "bextr eax,[rbx],ecx",
+            &[0xC4, 0xE2, 0x70, 0xF7, 0x03],
+            0x0804,
+            0x1F,
+            0,
+        ),
+        (
+            "bzhi rax,[rbx],rcx",
+            &[0xC4, 0xE2, 0xF0, 0xF5, 0x03],
+            12,
+            0x1F0,
+            0,
+        ),
+        (
+            "bzhi eax,[rbx],ecx",
+            &[0xC4, 0xE2, 0x70, 0xF5, 0x03],
+            32,
+            WORD,
+            CF | SF,
+        ),
+        (
+            "blsi eax,[rbx]",
+            &[0xC4, 0xE2, 0x78, 0xF3, 0x1B],
+            0,
+            0x10,
+            CF,
+        ),
+        (
+            "blsmsk eax,[rbx]",
+            &[0xC4, 0xE2, 0x78, 0xF3, 0x13],
+            0,
+            0x1F,
+            0,
+        ),
+        (
+            "blsr rax,[rbx]",
+            &[0xC4, 0xE2, 0xF8, 0xF3, 0x0B],
+            0,
+            LONG & !0x10,
+            SF,
+        ),
+        (
+            "pdep eax,ecx,[rbx]",
+            &[0xC4, 0xE2, 0x73, 0xF5, 0x03],
+            0b11,
+            0x30,
+            CF | OF,
+        ),
+        (
+            "pext eax,ecx,[rbx]",
+            &[0xC4, 0xE2, 0x72, 0xF5, 0x03],
+            0xFF,
+            0xF,
+            CF | OF,
+        ),
+        (
+            "mulx ecx,eax,[rbx]",
+            &[0xC4, 0xE2, 0x7B, 0xF6, 0x0B],
+            0,
+            WORD << 4 & 0xFFFF_FFFF,
+            CF | OF,
+        ),
+        (
+            "mulx eax,eax,[rbx]: the upper half",
+            &[0xC4, 0xE2, 0x7B, 0xF6, 0x03],
+            0,
+            0xF,
+            CF | OF,
+        ),
+        (
+            "shlx eax,[rbx],ecx",
+            &[0xC4, 0xE2, 0x71, 0xF7, 0x03],
+            36,
+            WORD << 4 & 0xFFFF_FFFF,
+            CF | OF,
+        ),
+        (
+            "shrx eax,[rbx],ecx",
+            &[0xC4, 0xE2, 0x73, 0xF7, 0x03],
+            4,
+            WORD >> 4,
+            CF | OF,
+        ),
+        (
+            "sarx rax,[rbx],rcx",
+            &[0xC4, 0xE2, 0xF2, 0xF7, 0x03],
+            60,
+            u64::MAX,
+            CF | OF,
+        ),
+        (
+            "rorx eax,[rbx],8",
+            &[0xC4, 0xE3, 0x7B, 0xF0, 0x03, 8],
+            0,
+            0xF0F3_F2F1,
+            CF | OF,
+        ),
+    ] {
+        let wide = code[2] & 0x80 != 0;
+        let log = if wide { "r8@0 " } else { "r4@0 " };
+        assert_eq!(value(code, rcx), (result, flags, log.into()), "{name}");
+    }
+}

@@ -235,6 +235,18 @@ pub const STACK_FAULT: Event = Event::Exception(12, Some(0));
 /// Vector of #PF.
 pub const PAGE_FAULT: u8 = 14;
 
+/// How far the handling of the last NMI is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NmiWindow {
+    /// It has ended, or there was none.
+    #[default]
+    Open,
+    /// It is being handled. When its end begins, the guest is left ([`Exit::InterruptWindow`]).
+    Closed,
+    /// Its end has begun; nothing tells when it is over.
+    Opening,
+}
+
 /// Whether the guest would take an external interrupt at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -367,9 +379,8 @@ pub trait Vcpu {
     /// Whether an external interrupt could be delivered now.
     fn delivery(&self) -> Delivery;
 
-    /// Whether the last NMI has ended, so that another may be delivered once [`Vcpu::delivery`] allows. When its end begins, the guest is left
-    /// ([`Exit::InterruptWindow`]).
-    fn takes_nmi(&self) -> bool;
+    /// Whether the last NMI lets another be delivered, once [`Vcpu::delivery`] allows.
+    fn nmi_window(&self) -> NmiWindow;
 
     /// Delivers `event` on the next entry. It replaces one that was to be delivered.
     fn inject(&mut self, event: Event);

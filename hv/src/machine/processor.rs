@@ -3,7 +3,9 @@
 
 use super::stop::{Evidence, Stop, StopReason};
 use super::{Left, Shared};
-use crate::cpu::{Delivery, Event, Gpr, RFLAGS_ONE, Registers, Segment, System, Vcpu, read_tsc};
+use crate::cpu::{
+    Delivery, Event, Gpr, NmiWindow, RFLAGS_ONE, Registers, Segment, System, Vcpu, read_tsc,
+};
 use crate::cpuid::Topology;
 use crate::exit::{Exit, ExitCounters, ExitRecord, ExitRing};
 use crate::load::{self, EntryState};
@@ -260,7 +262,8 @@ impl<'h> Processor<'h> {
             // INIT and startup may follow each other.
             loop {
                 if let Some(rest) = self.rest {
-                    if !platform.wakes(index, rest, !self.vcpu.takes_nmi()) {
+                    let holds_nmi = self.vcpu.nmi_window() != NmiWindow::Open;
+                    if !platform.wakes(index, rest, holds_nmi) {
                         return match self.dead(platform) {
                             Some(reason) => Next::Stop(reason),
                             None => Next::Rest(platform.next_deadline_ns(index)),
@@ -296,9 +299,10 @@ impl<'h> Processor<'h> {
         let (host, index) = (self.shared.host, self.index());
         let soon = || Some(host.now_ns().saturating_add(SHADOW_NS));
         let waits = self.rest == Some(Rest::WaitsForStartup);
-        let holds_nmi = waits || !self.vcpu.takes_nmi();
+        let nmi = self.vcpu.nmi_window();
+        let holds_nmi = waits || nmi != NmiWindow::Open;
         let mut again = None;
-        if holds_nmi && !waits && platform.has_vcpu_event(index, waits) {
+        if nmi == NmiWindow::Opening && !waits && platform.has_vcpu_event(index, false) {
             again = soon();
         }
         if !waits && matches!(self.vcpu.delivery(), Delivery::Shadow | Delivery::Busy) {

@@ -3,7 +3,7 @@
 use super::processor::SHADOW_NS;
 use super::*;
 use crate::cpu::{Delivery, Event, Gpr, Place, RFLAGS_ONE, Segment, System, Unavailable};
-use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, RFLAGS_IF, Registers};
+use crate::cpu::{GENERAL_PROTECTION, INVALID_OPCODE, NmiWindow, RFLAGS_IF, Registers};
 use crate::exit::{Exit, ExitKind, MemoryAccess, PortAccess, Refusal};
 use crate::host::{BlockDone, BlockRequest};
 use crate::msr::PAT_RESET;
@@ -29,7 +29,7 @@ struct Script {
     delivery: Option<Delivery>,
     injected: Vec<Event>,
     window: bool,
-    handles_nmi: bool,
+    nmi_window: NmiWindow,
     tsc_offset: u64,
     flushes: u32,
     /// What the tests look at: injections and windows as they were at each entry.
@@ -100,8 +100,8 @@ impl Vcpu for Player {
             None => Delivery::Ready,
         }
     }
-    fn takes_nmi(&self) -> bool {
-        !self.0.borrow().handles_nmi
+    fn nmi_window(&self) -> NmiWindow {
+        self.0.borrow().nmi_window
     }
     fn inject(&mut self, event: Event) {
         self.0.borrow_mut().injected.push(event);

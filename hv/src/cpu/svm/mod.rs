@@ -2,7 +2,9 @@
 //! next RIP nor decode assists nor clean bits are needed.
 
 use super::fpu::{self, FpuState};
-use super::{Delivery, Event, Gpr, Place, RFLAGS_IF, Registers, System, Unavailable, Vcpu};
+use super::{
+    Delivery, Event, Gpr, NmiWindow, Place, RFLAGS_IF, Registers, System, Unavailable, Vcpu,
+};
 use super::{EFER_SVME, RFLAGS_ONE};
 use crate::exit::{Exit, Refusal};
 use crate::mem::GuestMemory;
@@ -452,8 +454,8 @@ impl Vcpu for SvmVcpu {
         }
     }
 
-    fn takes_nmi(&self) -> bool {
-        self.nmi == Nmi::Open
+    fn nmi_window(&self) -> NmiWindow {
+        self.nmi.window()
     }
 
     fn inject(&mut self, injected: Event) {

@@ -2,6 +2,7 @@
 //! what follows is found out by RIP, as nothing tells when the instruction that was let go has ended.
 
 use super::vmcb::{Control, code, first};
+use crate::cpu::NmiWindow;
 
 /// What the last one has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +17,15 @@ pub enum Nmi {
 }
 
 impl Nmi {
+    /// Whether another can be delivered.
+    pub fn window(self) -> NmiWindow {
+        match self {
+            Self::Open => NmiWindow::Open,
+            Self::Handled => NmiWindow::Closed,
+            Self::Ending(_) => NmiWindow::Opening,
+        }
+    }
+
     /// One is injected.
     pub fn begin(&mut self, control: &mut Control) {
         control.intercept_first |= first::IRET;
@@ -59,6 +69,7 @@ mod tests {
         control.exit_code = code::IRET.into();
         nmi.look(0x1002, control);
         assert_eq!(nmi, Nmi::Ending(0x1002));
+        assert_eq!(nmi.window(), NmiWindow::Opening);
         assert!(control.intercept_first & first::IRET == 0);
         // The box's interrupt came before it.
         control.exit_code = code::INTR.into();

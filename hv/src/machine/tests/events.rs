@@ -104,12 +104,17 @@ fn an_nmi_waits_for_the_end_of_the_shadow_and_no_longer() {
         assert_eq!(scene.deliver(), Some(SHADOW_NS));
         assert!(scene.script.borrow().injected.is_empty());
     }
-    // Nor is it delivered while another is handled, and a halt there goes on.
+    // Nor is it delivered while another is handled. The CPU says when that begins to end, but not when it has.
     scene.script.borrow_mut().delivery = Some(Delivery::Masked);
-    scene.script.borrow_mut().handles_nmi = true;
-    assert_eq!(scene.deliver(), Some(SHADOW_NS));
-    assert!(scene.script.borrow().injected.is_empty());
-    scene.script.borrow_mut().handles_nmi = false;
+    for (window, again) in [
+        (NmiWindow::Closed, None),
+        (NmiWindow::Opening, Some(SHADOW_NS)),
+    ] {
+        scene.script.borrow_mut().nmi_window = window;
+        assert_eq!(scene.deliver(), again);
+        assert!(scene.script.borrow().injected.is_empty());
+    }
+    scene.script.borrow_mut().nmi_window = NmiWindow::Open;
     // It wakes a halt with interrupts off.
     scene.script.borrow_mut().delivery = Some(Delivery::Masked);
     assert_eq!(scene.processor().handle(Exit::Halt), Ok(()));

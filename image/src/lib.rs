@@ -19,5 +19,6 @@ pub mod pe;
 pub mod power_switch;
 pub mod restart;
 pub mod ring;
+pub mod roster;
 pub mod virtio_blk;
 pub mod virtqueue;

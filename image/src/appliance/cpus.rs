@@ -1,18 +1,17 @@
 //! What each CPU does all day: ask the scheduler, run what it says, say how that ended, sleep when there is nothing.
 //!
-//! One scheduler under one lock for the whole box ([`outpost_hv::sched`] is the policy; here is the mechanism: timers, kicks, sleeping tasks).
-//! Nothing else is locked while its lock is held. A wake-up is never lost: whoever has something for a task notes it first
-//! ([`Sleeper::called`]) and looks whether the task sleeps then; whoever puts a task to sleep does it the other way round.
+//! One scheduler under one lock for the whole box ([`Roster`], whose calls do not get lost; here is what the tasks are, and the CPUs' timers).
+//! Nothing else is locked while its lock is held.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use outpost::roster::{Cpus, Roster};
 use outpost_hv::sched::{
     CpuSet, GangStatistics, Kind, Nice, Policy, Scheduler, TaskId, TaskStatistics, Tuning,
     guest_cpus, place_guest,
 };
-use spin::{Mutex, Once};
+use spin::Once;
 
 use super::{guest, load, network};
 use crate::machine::{clock, cpu, emulator, panic};
@@ -38,34 +37,25 @@ pub struct Sharing {
     pub load: CpuSet,
 }
 
-/// A task that is not running.
-#[derive(Debug, Default)]
-struct Sleeper {
-    /// Somebody has something for it that it has not looked at.
-    called: AtomicBool,
-    /// When it wants to be woken; `u64::MAX`: by call only. Changed under the scheduler's lock.
-    due_ns: AtomicU64,
-    /// The CPU whose timer does that.
-    home: AtomicUsize,
-}
+/// The CPUs that the roster speaks of.
+struct Hardware;
 
-/// What a CPU's own code and others tell each other.
-#[derive(Debug)]
-struct Seat {
-    /// The scheduler is to be asked again.
-    ask: AtomicBool,
-    /// When it is to be asked at the latest.
-    until_ns: AtomicU64,
-    /// The task that runs, plus one.
-    task: AtomicUsize,
+impl Cpus for Hardware {
+    fn now_ns(&self) -> u64 {
+        clock::now_ns()
+    }
+    fn this(&self) -> usize {
+        cpu::index()
+    }
+    fn kick(&self, index: usize) {
+        cpu::kick(index);
+    }
 }
 
 /// The whole box.
 struct Shared {
-    scheduler: Mutex<Scheduler>,
-    /// One for each task, in their order: network, keeper, vCPUs, loads.
-    sleepers: Vec<Sleeper>,
-    seats: Vec<Seat>,
+    /// Its tasks are network, keeper, vCPUs, loads, in this order.
+    roster: Roster<Hardware>,
     vcpus: usize,
     /// There is a CPU for each vCPU.
     own_cpus: bool,
@@ -142,23 +132,9 @@ pub fn open(cpus: usize, sharing: &Sharing) {
             // It never sleeps. Its CPU is kicked below.
             scheduler.wake(clock::now_ns(), load);
         }
-        let sleepers = (0..FIRST_VCPU + sharing.vcpus + loads.len())
-            .map(|_| Sleeper {
-                due_ns: AtomicU64::new(u64::MAX),
-                ..Sleeper::default()
-            })
-            .collect();
-        let seats = (0..cpus)
-            .map(|_| Seat {
-                ask: AtomicBool::new(false),
-                until_ns: AtomicU64::new(u64::MAX),
-                task: AtomicUsize::new(0),
-            })
-            .collect();
+        let tasks = FIRST_VCPU + sharing.vcpus + loads.len();
         Shared {
-            scheduler: Mutex::new(scheduler),
-            sleepers,
-            seats,
+            roster: Roster::new(Hardware, cpus, scheduler, tasks),
             vcpus: sharing.vcpus,
             own_cpus: allowed.len() >= sharing.vcpus,
             loads,
@@ -207,11 +183,11 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
         }
     };
     if network.is_some() {
-        shared.call(NETWORK);
+        shared.roster.call(NETWORK, false);
     }
     let mut loaded = None;
     loop {
-        let next = shared.next(index);
+        let next = shared.roster.next(index);
         let vcpu = next.and_then(|task| shared.vcpu_of(task));
         if let Some(before) = loaded.filter(|before| Some(*before) != vcpu) {
             guest::release(before, index);
@@ -233,12 +209,12 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
                 turn
             }
             (NETWORK, _, Some(network)) => {
-                shared.hears(task);
+                shared.roster.hears(task);
                 network.turn()
             }
             (NETWORK, _, None) => Turn::Idle(None),
             (KEEPER, ..) => {
-                shared.hears(task);
+                shared.roster.hears(task);
                 guest::keep()
             }
             _ => load::turn(),
@@ -248,14 +224,8 @@ pub fn run(mut network: Option<Box<network::Service>>) -> ! {
             shared.noted(index, cpu::take_interrupts());
         }
         if let Turn::Idle(until) = turn {
-            shared.rest(index, task, until);
+            shared.roster.rest(index, task, until);
         }
-    }
-}
-
-impl Seat {
-    fn until(&self) -> u64 {
-        self.until_ns.load(Ordering::Relaxed)
     }
 }
 
@@ -266,114 +236,10 @@ impl Shared {
         (vcpu < self.vcpus).then_some(vcpu)
     }
 
-    fn seat(&self, index: usize) -> Option<&Seat> {
-        self.seats.get(index)
-    }
-
-    /// What this CPU is to run now; its timer's time is in its seat.
-    fn next(&self, index: usize) -> Option<TaskId> {
-        let seat = self.seat(index)?;
-        seat.ask.store(false, Ordering::Relaxed);
-        let now = clock::now_ns();
-        let mut scheduler = self.scheduler.lock();
-        let (mut kick, mut until) = (CpuSet::default(), u64::MAX);
-        for (task, sleeper) in self.sleepers.iter().enumerate() {
-            let due = sleeper.due_ns.load(Ordering::Relaxed);
-            if due == u64::MAX || sleeper.home.load(Ordering::Relaxed) != index {
-                continue;
-            }
-            if due <= now {
-                sleeper.due_ns.store(u64::MAX, Ordering::Relaxed);
-                kick = kick.with(scheduler.wake(now, TaskId(task)));
-            } else {
-                until = until.min(due);
-            }
-        }
-        let decision = scheduler.schedule(now, index);
-        drop(scheduler);
-        until = until.min(decision.until.unwrap_or(u64::MAX));
-        seat.until_ns.store(until, Ordering::Relaxed);
-        let running = decision.run.map_or(0, |task| task.0 + 1);
-        seat.task.store(running, Ordering::Relaxed);
-        self.ask(kick.with(decision.kick).without(CpuSet::only(index)));
-        decision.run
-    }
-
-    /// Has these CPUs ask again.
-    fn ask(&self, cpus: CpuSet) {
-        for index in cpus.iter() {
-            if let Some(seat) = self.seat(index) {
-                seat.ask.store(true, Ordering::Release);
-                if index != cpu::index() {
-                    cpu::kick(index);
-                }
-            }
-        }
-    }
-
-    /// The task looks at everything that it was called for so far.
-    fn hears(&self, task: TaskId) {
-        if let Some(sleeper) = self.sleepers.get(task.0)
-            && sleeper.called.load(Ordering::Relaxed)
-        {
-            // What the caller has for it was there before the call: whatever is read after this sees it.
-            sleeper.called.swap(false, Ordering::SeqCst);
-        }
-    }
-
-    /// There is something for a task.
-    fn call(&self, task: TaskId) {
-        let Some(sleeper) = self.sleepers.get(task.0) else {
-            return;
-        };
-        sleeper.called.store(true, Ordering::SeqCst);
-        let now = clock::now_ns();
-        let mut scheduler = self.scheduler.lock();
-        sleeper.due_ns.store(u64::MAX, Ordering::Relaxed);
-        let kick = scheduler.wake(now, task);
-        let runs_on = (0..self.seats.len()).find(|index| scheduler.current(*index) == Some(task));
-        drop(scheduler);
-        self.ask(kick);
-        if self.vcpu_of(task).is_some()
-            && let Some(index) = runs_on
-            && index != cpu::index()
-        {
-            // It runs, or is about to: it leaves the guest and looks.
-            cpu::kick(index);
-        }
-    }
-
-    /// The task that runs on this CPU has nothing to do.
-    fn rest(&self, index: usize, task: TaskId, until: Option<u64>) {
-        let Some(sleeper) = self.sleepers.get(task.0) else {
-            return;
-        };
-        let now = clock::now_ns();
-        let mut scheduler = self.scheduler.lock();
-        let mut kick = scheduler.block(now, index);
-        if sleeper.called.swap(false, Ordering::SeqCst) {
-            kick = kick.with(scheduler.wake(now, task));
-        } else {
-            sleeper.home.store(index, Ordering::Relaxed);
-            let due = until.unwrap_or(u64::MAX);
-            sleeper.due_ns.store(due, Ordering::Relaxed);
-        }
-        drop(scheduler);
-        self.ask(kick.without(CpuSet::only(index)));
-    }
-
     /// Interrupts have come on this CPU.
     fn noted(&self, index: usize, wakes: u32) {
         if index == NETWORK_CPU && wakes & cpu::WAKE_DEVICE != 0 {
-            self.call_once(NETWORK);
-        }
-    }
-
-    /// The same as [`Shared::call`] for a task that runs to completion: one call is enough until it looks.
-    fn call_once(&self, task: TaskId) {
-        let sleeper = self.sleepers.get(task.0);
-        if !sleeper.is_some_and(|sleeper| sleeper.called.load(Ordering::SeqCst)) {
-            self.call(task);
+            self.roster.call_once(NETWORK);
         }
     }
 }
@@ -381,21 +247,21 @@ impl Shared {
 /// There is something for the network's service.
 pub fn call_network() {
     if let Some(shared) = SHARED.get() {
-        shared.call_once(NETWORK);
+        shared.roster.call_once(NETWORK);
     }
 }
 
 /// There is something for the guest's keeper.
 pub fn call_keeper() {
     if let Some(shared) = SHARED.get() {
-        shared.call(KEEPER);
+        shared.roster.call(KEEPER, false);
     }
 }
 
 /// There is something for a vCPU: it looks at once where it runs, and runs again where it rests.
 pub fn call_vcpu(vcpu: usize) {
     if let Some(shared) = SHARED.get() {
-        shared.call(task_of(vcpu));
+        shared.roster.call(task_of(vcpu), true);
     }
 }
 
@@ -410,24 +276,18 @@ pub fn take_interrupts() -> bool {
 
 /// Arms this CPU's timer for what runs on it, and for what the CPU has to do itself.
 pub fn arm_timer(deadline_ns: Option<u64>) {
-    let own = SHARED.get().and_then(|shared| shared.seat(cpu::index()));
-    let until = own.map_or(u64::MAX, Seat::until);
+    let until = SHARED
+        .get()
+        .map_or(u64::MAX, |shared| shared.roster.until(cpu::index()));
     let deadline = deadline_ns.unwrap_or(u64::MAX).min(until);
     cpu::arm_timer(Some(deadline).filter(|deadline| *deadline != u64::MAX));
 }
 
 /// Whether what runs on this CPU must make room, so that the scheduler can be asked. The task has heard all calls before this.
 pub fn must_leave() -> bool {
-    let Some((shared, seat)) = SHARED
+    SHARED
         .get()
-        .and_then(|shared| Some((shared, shared.seat(cpu::index())?)))
-    else {
-        return false;
-    };
-    if let Some(task) = seat.task.load(Ordering::Relaxed).checked_sub(1) {
-        shared.hears(TaskId(task));
-    }
-    seat.ask.load(Ordering::Acquire) || clock::now_ns() >= seat.until() || panic::lost_expendable()
+        .is_some_and(|shared| shared.roster.must_ask(cpu::index()) || panic::lost_expendable())
 }
 
 /// For how long a vCPU could have run and had no CPU, in nanoseconds.
@@ -435,8 +295,8 @@ pub fn stolen_ns(vcpu: usize) -> u64 {
     SHARED.get().map_or(0, |shared| {
         let now = clock::now_ns();
         shared
-            .scheduler
-            .lock()
+            .roster
+            .scheduler()
             .statistics(task_of(vcpu), now)
             .wait_ns
     })
@@ -464,7 +324,7 @@ pub fn counted() -> Option<Counted> {
     let of_load = |cpu| (cpu, TaskStatistics::default());
     let mut loads: Vec<_> = shared.loads.iter().map(of_load).collect();
     let now = clock::now_ns();
-    let mut scheduler = shared.scheduler.lock();
+    let mut scheduler = shared.roster.scheduler();
     for (vcpu, statistics) in vcpus.iter_mut().enumerate() {
         *statistics = scheduler.statistics(task_of(vcpu), now);
     }
@@ -482,7 +342,5 @@ pub fn counted() -> Option<Counted> {
 
 /// True if a CPU holds the scheduler's lock at this moment.
 pub fn is_locked() -> bool {
-    SHARED
-        .get()
-        .is_some_and(|shared| shared.scheduler.is_locked())
+    SHARED.get().is_some_and(|shared| shared.roster.is_locked())
 }

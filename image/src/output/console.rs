@@ -17,6 +17,8 @@ const PASS_BYTES: usize = 256;
 pub struct Outcome {
     /// More work waits for the port.
     pub busy: bool,
+    /// A key has come.
+    pub typed: bool,
     /// The user wants the status shown.
     pub wants_status: bool,
     /// The user wants the box reset.
@@ -91,6 +93,7 @@ impl Service {
             let Some(byte) = outputs.console.try_read() else {
                 break;
             };
+            outcome.typed = true;
             match self.console.key(byte, &mut self.queue) {
                 Key::Done => {}
                 Key::Guest(byte) => guest::console_input(byte),

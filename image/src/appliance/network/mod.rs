@@ -39,8 +39,11 @@ pub use ports::{NicPorts, find_ports};
 const BATCH: usize = 64;
 /// Between status lines.
 const STATUS_NS: u64 = 1_000_000_000;
-/// Keys come without an interrupt: the console is looked at this often.
-const CONSOLE_NS: u64 = 20_000_000;
+/// Keys come without an interrupt: the console is looked at this often. Each look takes the CPU from the vCPU that may run there.
+const CONSOLE_NS: u64 = 50_000_000;
+/// And this often, where somebody has typed not longer ago than [`TYPING_NS`].
+const TYPED_NS: u64 = 5_000_000;
+const TYPING_NS: u64 = 2_000_000_000;
 /// While a serial port has more to send: often enough to keep its FIFO from running dry.
 const OUTPUT_NS: u64 = 500_000;
 /// When a network port has no interrupt, and while frames wait for room at one.
@@ -183,6 +186,7 @@ pub struct Service {
     console: console::Service,
     next_status_ns: u64,
     next_console_ns: u64,
+    typing_until_ns: u64,
     last_work_ns: u64,
     /// How long it has worked since it last rested.
     worked_ns: u64,
@@ -224,6 +228,7 @@ impl Service {
             console: console::Service::start(),
             next_status_ns: 0,
             next_console_ns: 0,
+            typing_until_ns: 0,
             last_work_ns: 0,
             worked_ns: 0,
             busy_outputs: true,
@@ -346,8 +351,13 @@ impl Service {
                 guest::note(says);
             }
             self.busy_outputs = telemetry::poll() | outcome.busy;
+            if outcome.typed {
+                self.typing_until_ns = now_ns + TYPING_NS;
+            }
             let pause = if self.busy_outputs {
                 OUTPUT_NS
+            } else if now_ns < self.typing_until_ns {
+                TYPED_NS
             } else {
                 CONSOLE_NS
             };

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Setting, Stage, VCPUS, median};
+use super::{Setting, Stage, VCPUS, again, median};
 use crate::bench::hv::load::Load;
 use crate::bench::report::{Limit, Report, Row};
 use crate::sharing::Sharing;
@@ -63,7 +63,7 @@ pub fn rows(
         direct.push(on_the_emulator(stage)?.stalled);
         for (policy, runs) in policies.iter().zip(&mut runs) {
             process::check_interrupted()?;
-            let (seen, sharing, busy) = measure(stage, policy)?;
+            let (seen, sharing, busy) = again(|| measure(stage, policy))?;
             runs.push((seen, sharing));
             others.push(busy);
         }

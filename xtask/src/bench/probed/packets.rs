@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{CPUS, ProbedBox, Setting, Stage, median, nice_as_emulated, percentile};
+use super::{CPUS, ProbedBox, Setting, Stage, again, median, nice_as_emulated, percentile};
 use crate::bench::hv::load::Load;
 use crate::bench::report::{Limit, Report, Row};
 use crate::emulator_tests::frames;
@@ -51,6 +51,10 @@ impl Pair {
     /// # Errors
     /// One does not start.
     pub fn start(stage: &Stage, policy: &'static str, services_nice: i8) -> Result<Pair> {
+        again(|| Pair::start_once(stage, policy, services_nice))
+    }
+
+    fn start_once(stage: &Stage, policy: &'static str, services_nice: i8) -> Result<Pair> {
         let setting = |mode| Setting {
             services_nice,
             ..Setting::new(mode, policy)

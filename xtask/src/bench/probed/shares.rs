@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use outpost_hv::sched::Nice;
 
-use super::{Setting, Stage};
+use super::{Setting, Stage, again};
 use crate::bench::report::{Report, Row};
 
 /// Reports, one a second, between the first and the last.
@@ -20,27 +20,32 @@ const PAIRS: [(i8, i8); 3] = [(0, 0), (0, 5), (-5, 10)];
 /// It could not be measured.
 pub fn rows(stage: &Stage, policy: &'static str, report: &mut Report) -> Result<()> {
     for (guest, services) in PAIRS {
-        let mut machine = stage.start(&Setting {
-            nice: guest,
-            services_nice: services,
-            load: &[0, 1],
-            ..Setting::new("burn 30", policy)
-        })?;
-        let first = machine.next_sharing()?;
-        let mut last = first.clone();
-        for _ in 0..SECONDS {
-            last = machine.next_sharing()?;
-        }
-        let between = last.since(&first);
-        let (ours, theirs) = (between.ran("vcpu"), between.ran("load"));
-        ensure!(
-            ours > 0 && theirs > 0,
-            "the guest had {ours} ns and the services {theirs} ns: one of them did not run"
-        );
-        let share = 100.0 * ours as f64 / (ours + theirs) as f64;
+        let share = again(|| measure(stage, policy, guest, services))?;
         report.add(row(policy, guest, services, share));
     }
     Ok(())
+}
+
+/// The guest's share, in percent.
+fn measure(stage: &Stage, policy: &'static str, guest: i8, services: i8) -> Result<f64> {
+    let mut machine = stage.start(&Setting {
+        nice: guest,
+        services_nice: services,
+        load: &[0, 1],
+        ..Setting::new("burn 30", policy)
+    })?;
+    let first = machine.next_sharing()?;
+    let mut last = first.clone();
+    for _ in 0..SECONDS {
+        last = machine.next_sharing()?;
+    }
+    let between = last.since(&first);
+    let (ours, theirs) = (between.ran("vcpu"), between.ran("load"));
+    ensure!(
+        ours > 0 && theirs > 0,
+        "the guest had {ours} ns and the services {theirs} ns: one of them did not run"
+    );
+    Ok(100.0 * ours as f64 / (ours + theirs) as f64)
 }
 
 fn row(policy: &str, guest: i8, services: i8, share: f64) -> Row {

@@ -26,7 +26,7 @@ const SHOWN: usize = 12;
 #[derive(Debug)]
 pub struct GuestStopped {
     why: String,
-    /// Its state was not its own: a crash out of nothing, or the hypervisor's state in place of its.
+    /// Its state was not its own: a crash out of nothing, the hypervisor's state in place of its, or, under KVM, silence.
     pub lost_state: bool,
 }
 
@@ -58,12 +58,12 @@ pub fn measure(bench: &Bench, way: Way, doing: &dyn Fn(&str)) -> Result<Seen> {
     let mut running = bench.start(way)?;
     let load = Load::begin(running.qemu.id())?;
     let mut last = Vec::new();
-    let mut result = follow(&mut running, &load, doing, &mut last);
+    let mut result = follow(way, &mut running, &load, doing, &mut last);
     if let Some(stopped) = result.as_mut().err().and_then(|why| why.downcast_mut()) {
         let GuestStopped { why, lost_state } = stopped;
         // The evidence comes behind the reason.
         std::thread::sleep(EVIDENCE);
-        *lost_state = why.contains("triple fault") || running.console().contains(HOSTS);
+        *lost_state |= why.contains("triple fault") || running.console().contains(HOSTS);
     }
     let mut seen = result
         .and_then(|seen| seen.check(usize::from(bench.vcpus)).map(|()| seen))
@@ -84,6 +84,7 @@ pub fn measure(bench: &Bench, way: Way, doing: &dyn Fn(&str)) -> Result<Seen> {
 }
 
 fn follow(
+    way: Way,
     running: &mut Running,
     load: &Load,
     doing: &dyn Fn(&str),
@@ -126,7 +127,12 @@ fn follow(
             bail!("QEMU ended with {status}: {}", running.log());
         }
         if heard.elapsed() > SILENCE {
-            bail!("the guest has said nothing for {} s", SILENCE.as_secs());
+            // The emulator's faults meet KVM too, and it has nothing that notices.
+            let stopped = GuestStopped {
+                why: format!("it has said nothing for {} s", SILENCE.as_secs()),
+                lost_state: way == Way::Kvm,
+            };
+            return Err(stopped.into());
         }
     }
     Ok(seen)

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use outpost_config::Services;
 
-use super::probed::packets::Pair;
+use super::probed::packets::{Pair, forwarding};
 use super::probed::{Stage, VCPUS, cost, locks, shares};
 use super::report::Report;
 use crate::image::{self, GuestFiles};
@@ -207,7 +207,9 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
     }
     if arguments.wants(Figure::Spin) {
         for (services_nice, limited) in [(0, false), (by_default, true)] {
-            Pair::start(stage, "balance", services_nice)?.rate(limited, report)?;
+            // What is only shown is shown by one.
+            let rounds = if limited { arguments.rounds } else { 1 };
+            forwarding(stage, "balance", services_nice, limited, rounds, report)?;
         }
     }
     Ok(())

@@ -42,7 +42,6 @@ pub struct Pair {
     halted: ProbedBox,
     spins: ProbedBox,
     policy: &'static str,
-    services_nice: i8,
 }
 
 impl Pair {
@@ -71,26 +70,18 @@ impl Pair {
             halted,
             spins,
             policy,
-            services_nice,
         })
     }
 
-    /// The rate with the guest spinning, beside that with it halted: `busy`, while this machine has a thread that burns as much as the other emulated CPU of
+    /// Rates with the guest halted and with it spinning: `busy`, the first while this machine has a thread that burns as much as the other emulated CPU of
     /// the guest that spins.
-    fn rates(&mut self, busy: bool, setting: &str) -> Result<Row> {
+    fn rates(&mut self, busy: bool) -> Result<[Vec<f64>; 2]> {
         let mut is_halted = false;
-        let [halted, spins] = self.in_turn(SPANS, |machine| {
+        self.in_turn(SPANS, |machine| {
             is_halted = !is_halted;
             let _burner = (busy && is_halted).then(Burner::start).transpose()?;
             Ok(vec![frames_a_second(machine)?])
-        })?;
-        let median = |all| median(all).unwrap_or_default();
-        let beside = match busy {
-            true => "halted, on as busy a machine",
-            false => "halted",
-        };
-        let name = format!("frames of {LENGTH} bytes forwarded, {setting}");
-        Ok(Row::new(name, "1/s", median(spins)).beside(beside, median(halted)))
+        })
     }
 
     /// Measures one after the other, while the other one is held still, until so many turns found this machine quiet. Where that takes too long,
@@ -179,27 +170,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Frames through the box in a second, and whether the console answers beside the guest. The rate must be full with `limited`; at equal nice values a
-    /// service that could use all of its CPU has half of it, as the weights say.
-    ///
-    /// # Errors
-    /// It could not be measured.
-    pub fn rate(&mut self, limited: bool, report: &mut Report) -> Result<()> {
-        let setting = format!(
-            "{}, services at nice {}, guest in cli; jmp $",
-            self.policy, self.services_nice
-        );
-        let short = std::thread::available_parallelism()?.get() < usize::from(CPUS) + SPARE;
-        for busy in [false, true] {
-            if busy && !(limited && short) {
-                continue;
-            }
-            let row = self.rates(busy, &setting)?;
-            report.add(match limited && busy == short {
-                true => row.limited_by_ratio(Limit::AtLeast(FULL)),
-                false => row,
-            });
-        }
+    /// What of CPU 0 the network has while frames come as fast as they can, and whether the console answers beside the guest.
+    fn account(&mut self, setting: &str, report: &mut Report) -> Result<()> {
         self.spins.go_on()?;
         let (first, begin) = (self.spins.next_sharing()?, Instant::now());
         while begin.elapsed() < ACCOUNT {
@@ -234,6 +206,54 @@ impl Pair {
             .limited(Limit::AtMost(1.0)),
         );
         Ok(())
+    }
+}
+
+/// Frames through the box in a second with the guest in `cli; jmp $`, and whether the console answers beside it. The rate must be full with `limited`; at equal
+/// nice values a service that could use all of its CPU has half of it, as the weights say. One emulator is a fifth faster than another of the same, and stays so:
+/// as many pairs of boxes as `rounds` count.
+///
+/// # Errors
+/// It could not be measured.
+pub fn forwarding(
+    stage: &Stage,
+    policy: &'static str,
+    services_nice: i8,
+    limited: bool,
+    rounds: u32,
+    report: &mut Report,
+) -> Result<()> {
+    let setting = format!("{policy}, services at nice {services_nice}, guest in cli; jmp $");
+    let short = std::thread::available_parallelism()?.get() < usize::from(CPUS) + SPARE;
+    let mut kinds = vec![(false, "halted")];
+    if limited && short {
+        kinds.push((true, "halted, on as busy a machine"));
+    }
+    let mut rates = vec![[Vec::new(), Vec::new()]; kinds.len()];
+    let mut last = None;
+    for _ in 0..rounds {
+        process::check_interrupted()?;
+        drop(last.take());
+        let mut pair = Pair::start(stage, policy, services_nice)?;
+        for ((busy, _), rates) in kinds.iter().zip(&mut rates) {
+            for (all, one) in rates.iter_mut().zip(pair.rates(*busy)?) {
+                all.extend(one);
+            }
+        }
+        last = Some(pair);
+    }
+    for ((busy, beside), [halted, spins]) in kinds.into_iter().zip(rates) {
+        let median = |all| median(all).unwrap_or_default();
+        let name = format!("frames of {LENGTH} bytes forwarded, {setting}");
+        let row = Row::new(name, "1/s", median(spins)).beside(beside, median(halted));
+        report.add(match limited && busy == short {
+            true => row.limited_by_ratio(Limit::AtLeast(FULL)),
+            false => row,
+        });
+    }
+    match last {
+        Some(mut pair) => pair.account(&setting, report),
+        None => Ok(()),
     }
 }
 

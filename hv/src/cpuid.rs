@@ -45,6 +45,8 @@ const ECX_1_OURS: u32 = bits(&[21, 24, 31]);
 const EDX_1: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26,
 ]);
+/// Leaf 1 ECX: there is a hypervisor, and leaf 40000000h names it.
+const HYPERVISOR: u32 = 1 << 31;
 /// More than one logical processor.
 const EDX_1_HTT: u32 = 1 << 28;
 /// Leaf 7 EBX: FSGSBASE, BMI1, SMEP, BMI2, ERMS, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA. Not here: TSC_ADJUST, AVX2, INVPCID, MPX, AVX-512.
@@ -53,6 +55,8 @@ const EBX_7: u32 = bits(&[0, 3, 7, 8, 9, 18, 19, 20, 23, 24, 29]);
 const ECX_7: u32 = bits(&[2, 22]);
 /// Leaf 7 EDX: fast short REP MOV.
 const EDX_7: u32 = bits(&[4]);
+/// Of these, what makes Linux copy and clear memory by REP MOVSB and REP STOSB: leaf 7 EBX and EDX.
+const BYTE_STRINGS: (u32, u32) = (bits(&[9]), bits(&[4]));
 /// Leaf 80000001h ECX: LAHF, LZCNT, SSE4A, misaligned SSE, PREFETCHW. Not here: SVM, and what depends on XSAVE.
 const ECX_8_1: u32 = bits(&[0, 5, 6, 7, 8]);
 /// Leaf 80000001h EDX: as leaf 1, and SYSCALL, NX, MMX extensions, FXSR, 1 GiB pages, RDTSCP, long mode.
@@ -70,6 +74,13 @@ const LAST_BASIC: u32 = 0xB;
 const LAST_EXTENDED: u32 = 0x8000_0008;
 /// Linear addresses: four levels.
 const LINEAR_BITS: u32 = 48;
+
+/// QEMU's translator. It carries out REP MOVSB a byte at a time, REP MOVSQ eight: a guest that finds fast strings of bytes would be slower for them.
+fn is_translated(host: impl Fn(u32, u32) -> CpuidResult) -> bool {
+    let CpuidResult { ebx, ecx, edx, .. } = host(KVM_BASE, 0);
+    let name = [ebx, ecx, edx].map(u32::to_le_bytes);
+    host(1, 0).ecx & HYPERVISOR != 0 && name == [*b"TCGT", *b"CGTC", *b"GTCG"]
+}
 
 const fn bits(numbers: &[u32]) -> u32 {
     let (mut set, mut index) = (0, 0);
@@ -147,11 +158,15 @@ pub fn answer(
         }
         7 if subleaf == 0 => {
             let cpu = host(7, 0);
+            let (no_ebx, no_edx) = match is_translated(host) {
+                true => BYTE_STRINGS,
+                false => (0, 0),
+            };
             CpuidResult {
                 eax: 0,
-                ebx: cpu.ebx & EBX_7,
+                ebx: cpu.ebx & EBX_7 & !no_ebx,
                 ecx: cpu.ecx & ECX_7,
-                edx: cpu.edx & EDX_7,
+                edx: cpu.edx & EDX_7 & !no_edx,
             }
         }
         0x8000_0001 => {
@@ -252,6 +267,43 @@ mod tests {
         assert_eq!(answer(0xD, 0, ONE, all), ZERO);
         assert_eq!(answer(7, 1, ONE, all), ZERO);
         assert_eq!(answer(0x8000_0008, 0, ONE, all).eax >> 8, 48);
+    }
+
+    #[test]
+    fn the_translator_is_not_made_to_copy_by_bytes() {
+        let named = |name: &'static [u8; 12], hypervisor| {
+            move |leaf: u32, subleaf| match leaf {
+                KVM_BASE => {
+                    let part = |at| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+                    CpuidResult {
+                        eax: KVM_BASE,
+                        ebx: part(0),
+                        ecx: part(4),
+                        edx: part(8),
+                    }
+                }
+                1 => CpuidResult {
+                    ecx: if hypervisor { HYPERVISOR } else { 0 },
+                    ..ZERO
+                },
+                _ => all(leaf, subleaf),
+            }
+        };
+        let shown = |name, hypervisor| {
+            let seven = answer(7, 0, ONE, named(name, hypervisor));
+            (seven.ebx & 1 << 9 != 0, seven.edx & 1 << 4 != 0)
+        };
+        assert_eq!(shown(b"TCGTCGTCGTCG", true), (false, false));
+        // Without a hypervisor these leaves are those of another one.
+        assert_eq!(shown(b"TCGTCGTCGTCG", false), (true, true));
+        assert_eq!(shown(b"KVMKVMKVM\0\0\0", true), (true, true));
+        // All else is as before.
+        let hidden = answer(7, 0, ONE, named(b"TCGTCGTCGTCG", true));
+        let plain = answer(7, 0, ONE, all);
+        assert_eq!(
+            (hidden.ebx ^ plain.ebx, hidden.ecx, hidden.edx ^ plain.edx),
+            (1 << 9, plain.ecx, 1 << 4)
+        );
     }
 
     #[test]

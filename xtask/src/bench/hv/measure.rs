@@ -26,7 +26,7 @@ const SHOWN: usize = 12;
 #[derive(Debug)]
 pub struct GuestStopped {
     why: String,
-    /// Its state was not its own: a crash out of nothing, the hypervisor's state in place of its, or, under KVM, silence.
+    /// Its state was not its own: a crash out of nothing, the hypervisor's state in place of its, or, under KVM, standing still.
     pub lost_state: bool,
 }
 
@@ -104,7 +104,10 @@ fn follow(
             Ok(Said { port, line, at }) => {
                 let shown = match port {
                     Port::Guest => {
-                        heard = at;
+                        // A kernel that hangs may still say so, again and again.
+                        if Line::parse(&line) != Line::Other {
+                            heard = at;
+                        }
                         guest_line(&mut seen, &line, at, load, doing)?
                     }
                     Port::Telemetry => box_line(&mut seen, &line, at)?,
@@ -129,7 +132,7 @@ fn follow(
         if heard.elapsed() > SILENCE {
             // The emulator's faults meet KVM too, and it has nothing that notices.
             let stopped = GuestStopped {
-                why: format!("it has said nothing for {} s", SILENCE.as_secs()),
+                why: format!("it has done nothing for {} s", SILENCE.as_secs()),
                 lost_state: way == Way::Kvm,
             };
             return Err(stopped.into());

@@ -253,34 +253,26 @@ forms_begin:
         \code
 7:      ret
         .endm
-        .macro  form_bmi_flags name, code:vararg
-        forms_entry "\name"
-        cmpl    $0, has_bmi
-        je      7f
-        \code
-        sets    %cl
-        setz    %ch
-        setc    %dl
-        orl     %edi, %edi
-7:      ret
-        .endm
         # QEMU before 8.0 has CF of BLSI, BLSMSK and BLSR wrong.
-        .macro  form_bmi_lowest name, code:vararg
+        .macro  form_bmi_flags name, carry, code:vararg
         forms_entry "\name"
         cmpl    $0, has_bmi
         je      7f
         \code
         sets    %cl
         setz    %ch
+        .if     \carry
+        setc    %dl
+        .endif
         orl     %edi, %edi
 7:      ret
         .endm
-        form_bmi_flags "andn r,r,m", andnl (%ebx), %esi, %eax
-        form_bmi_flags "bextr r,m,r", bextrl %edi, (%ebx), %eax
-        form_bmi_flags "bzhi r,m,r", bzhil %edi, (%ebx), %eax
-        form_bmi_lowest "blsi r,m", blsil (%ebx), %eax
-        form_bmi_lowest "blsmsk r,m", blsmskl (%ebx), %eax
-        form_bmi_lowest "blsr r,m", blsrl (%ebx), %eax
+        form_bmi_flags "andn r,r,m", 1, andnl (%ebx), %esi, %eax
+        form_bmi_flags "bextr r,m,r", 1, bextrl %edi, (%ebx), %eax
+        form_bmi_flags "bzhi r,m,r", 1, bzhil %edi, (%ebx), %eax
+        form_bmi_flags "blsi r,m", 0, blsil (%ebx), %eax
+        form_bmi_flags "blsmsk r,m", 0, blsmskl (%ebx), %eax
+        form_bmi_flags "blsr r,m", 0, blsrl (%ebx), %eax
         form_bmi "pdep r,r,m", pdepl (%ebx), %edx, %eax
         form_bmi "pext r,r,m", pextl (%ebx), %edx, %eax
         form_bmi "mulx r,r,m", mulxl (%ebx), %eax, %ecx

@@ -75,8 +75,8 @@ const LAST_EXTENDED: u32 = 0x8000_0008;
 /// Linear addresses: four levels.
 const LINEAR_BITS: u32 = 48;
 
-/// QEMU's translator. It carries out REP MOVSB a byte at a time, REP MOVSQ eight: a guest that finds fast strings of bytes would be slower for them.
-fn is_translated(host: impl Fn(u32, u32) -> CpuidResult) -> bool {
+/// Whether QEMU's translator is below, by the CPU's own answers.
+pub fn is_translator(host: impl Fn(u32, u32) -> CpuidResult) -> bool {
     let CpuidResult { ebx, ecx, edx, .. } = host(KVM_BASE, 0);
     let name = [ebx, ecx, edx].map(u32::to_le_bytes);
     host(1, 0).ecx & HYPERVISOR != 0 && name == [*b"TCGT", *b"CGTC", *b"GTCG"]
@@ -158,7 +158,8 @@ pub fn answer(
         }
         7 if subleaf == 0 => {
             let cpu = host(7, 0);
-            let (no_ebx, no_edx) = match is_translated(host) {
+            // It carries out REP MOVSB a byte at a time, REP MOVSQ eight: a guest that finds fast strings of bytes would be slower for them.
+            let (no_ebx, no_edx) = match is_translator(host) {
                 true => BYTE_STRINGS,
                 false => (0, 0),
             };

@@ -1,6 +1,7 @@
 //! What machines below the box get wrong and the box can keep out of the way of.
 
-use raw_cpuid::{CpuId, Hypervisor};
+use outpost_hv::cpu::host_cpuid;
+use outpost_hv::cpuid;
 
 /// Whether QEMU's translator is below the box. Its boot CPU loses SVM's switches when another CPU loads x87 state at the same moment, and exits cost it
 /// some hundred microseconds.
@@ -10,6 +11,5 @@ use raw_cpuid::{CpuId, Hypervisor};
 /// CPU's thread changes in the same word meanwhile is undone: nested paging, which stays on after a #VMEXIT or off after VMRUN, the global interrupt
 /// flag, the masking of interrupts. A guest on another CPU cannot be kept from FXRSTOR, so two vCPUs at once must both stay off the boot CPU.
 pub fn is_translator() -> bool {
-    let hypervisor = CpuId::new().get_hypervisor_info();
-    hypervisor.is_some_and(|it| it.identify() == Hypervisor::QEMU)
+    cpuid::is_translator(host_cpuid)
 }

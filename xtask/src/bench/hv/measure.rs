@@ -104,11 +104,13 @@ fn follow(
             Ok(Said { port, line, at }) => {
                 let shown = match port {
                     Port::Guest => {
+                        let parsed = Line::parse(&line);
                         // A kernel that hangs may still say so, again and again.
-                        if Line::parse(&line) != Line::Other {
+                        if parsed != Line::Other {
                             heard = at;
                         }
-                        guest_line(&mut seen, &line, at, load, doing)?
+                        guest_line(&mut seen, parsed, at, load, doing)?;
+                        !line.trim().is_empty()
                     }
                     Port::Telemetry => box_line(&mut seen, &line, at)?,
                 };
@@ -141,15 +143,13 @@ fn follow(
     Ok(seen)
 }
 
-/// True if the line is worth showing when something goes wrong.
 fn guest_line(
     seen: &mut Seen,
-    line: &str,
+    parsed: Line,
     at: Instant,
     load: &Load,
     doing: &dyn Fn(&str),
-) -> Result<bool> {
-    let parsed = Line::parse(line);
+) -> Result<()> {
     match &parsed {
         Line::Mark {
             work, end: false, ..
@@ -158,9 +158,10 @@ fn guest_line(
         _ => {}
     }
     seen.line(parsed, at, load.own()?);
-    Ok(!line.trim().is_empty())
+    Ok(())
 }
 
+/// True if the line is worth showing when something goes wrong.
 fn box_line(seen: &mut Seen, line: &str, at: Instant) -> Result<bool> {
     let Some(event) = Event::parse(line) else {
         return Ok(false);

@@ -5,6 +5,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
+use serde::{Serialize, Serializer};
 
 use crate::firmware::Findings;
 use crate::machine::cpu::Path;
@@ -20,12 +21,32 @@ const MOST_FLOWS: u64 = 512 << 20;
 const MIB: u64 = 1 << 20;
 
 /// What the box itself takes, guest apart, in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Use {
     /// The dictionary's index.
     pub index: u64,
     /// Everything else in use: heap, with what of the dictionary is in memory, and this binary with its stacks and page tables.
     pub rest: u64,
+    allocations: Allocations,
+}
+
+/// How often something has been allocated, by what the CPU was doing.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocations;
+
+impl Allocations {
+    /// Until now, with the name of each [`Path`].
+    pub fn by_path(self) -> impl Iterator<Item = (&'static str, u64)> {
+        Path::ALL
+            .into_iter()
+            .map(|path| (path.name(), heap::allocations(path)))
+    }
+}
+
+impl Serialize for Allocations {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.by_path())
+    }
 }
 
 impl Use {
@@ -36,6 +57,7 @@ impl Use {
         Use {
             index,
             rest: (heap::used() + binary).saturating_sub(index),
+            allocations: Allocations,
         }
     }
 
@@ -56,10 +78,8 @@ impl fmt::Display for Use {
             self.rest >> 10,
             self.index >> 10
         )?;
-        Path::ALL.iter().try_for_each(|path| {
-            let count = heap::allocations(*path);
-            write!(f, " {} {count}", path.name())
-        })
+        let mut by_path = self.allocations.by_path();
+        by_path.try_for_each(|(path, count)| write!(f, " {path} {count}"))
     }
 }
 
@@ -92,7 +112,7 @@ pub fn share_out(findings: &Findings) -> Shares {
     });
     let dictionary = wanted.min(largest);
     if dictionary < wanted {
-        output::problem(&alloc::format!(
+        output::problem(format_args!(
             "the dictionary gets {} MiB of the {} MiB it should have: lower [store] memory in outpost.toml, or add memory",
             dictionary / MIB,
             wanted / MIB
@@ -149,7 +169,7 @@ fn fitting(wanted: u64) -> u64 {
         bytes -= bytes / 8;
     }
     if bytes < wanted {
-        output::problem(&alloc::format!(
+        output::problem(format_args!(
             "memory is in pieces: the dictionary gets {} MiB instead of {} MiB; lower [store] memory in outpost.toml",
             bytes / MIB,
             wanted / MIB

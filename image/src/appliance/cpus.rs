@@ -5,6 +5,7 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 
 use outpost::roster::{Cpus, Roster};
 use outpost_hv::sched::{
@@ -149,7 +150,7 @@ pub fn open(cpus: usize, sharing: &Sharing) {
 
 /// Says that there are too few CPUs for the policy that is wanted, and which one there is instead.
 fn announce_fallback(wanted: Policy, policy: Policy, allowed: CpuSet, vcpus: usize) {
-    output::problem(&alloc::format!(
+    output::problem(format_args!(
         "[guest] policy: \"{wanted}\" needs a CPU for each of the guest's {vcpus} vCPUs, and they may use {}: it is \"{policy}\"; name more in [guest] cpus, or have fewer vcpus",
         allowed.len()
     ));
@@ -302,42 +303,81 @@ pub fn stolen_ns(vcpu: usize) -> u64 {
     })
 }
 
-/// What the scheduler has counted.
-pub struct Counted {
-    /// How vCPUs are placed.
-    pub policy: Policy,
+/// A task of those that are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
     /// The network's service.
-    pub network: TaskStatistics,
-    /// Each vCPU.
-    pub vcpus: Vec<TaskStatistics>,
-    /// Each load, with its CPU.
-    pub loads: Vec<(usize, TaskStatistics)>,
-    /// What gang scheduling did.
-    pub gang: GangStatistics,
+    Network,
+    /// A vCPU, by its number.
+    Vcpu(usize),
+    /// A load, by its CPU.
+    Load(usize),
 }
 
-/// What the scheduler has counted; none before [`open`].
-pub fn counted() -> Option<Counted> {
-    let shared = SHARED.get()?;
-    // The allocator has a lock of its own: before the scheduler's is taken.
-    let mut vcpus = alloc::vec![TaskStatistics::default(); shared.vcpus];
-    let of_load = |cpu| (cpu, TaskStatistics::default());
-    let mut loads: Vec<_> = shared.loads.iter().map(of_load).collect();
-    let now = clock::now_ns();
-    let mut scheduler = shared.roster.scheduler();
-    for (vcpu, statistics) in vcpus.iter_mut().enumerate() {
-        *statistics = scheduler.statistics(task_of(vcpu), now);
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Task::Network => f.write_str("network"),
+            Task::Vcpu(vcpu) => write!(f, "vcpu{vcpu}"),
+            Task::Load(cpu) => write!(f, "load{cpu}"),
+        }
     }
-    for (nth, (_, statistics)) in loads.iter_mut().enumerate() {
-        *statistics = scheduler.statistics(TaskId(FIRST_VCPU + shared.vcpus + nth), now);
+}
+
+/// What the scheduler has counted. Made once, and counted into again and again, which allocates nothing.
+pub struct Counted {
+    policy: Policy,
+    tasks: Vec<(Task, TaskId, TaskStatistics)>,
+    gang: GangStatistics,
+}
+
+impl Counted {
+    /// Nothing yet of this box. None before [`open`].
+    pub fn new() -> Option<Counted> {
+        let shared = SHARED.get()?;
+        let vcpus = (0..shared.vcpus).map(|vcpu| (Task::Vcpu(vcpu), task_of(vcpu)));
+        let loads = shared.loads.iter().enumerate();
+        let loads = loads.map(|(nth, cpu)| (Task::Load(cpu), task_of(shared.vcpus + nth)));
+        Some(Counted {
+            policy: shared.policy,
+            tasks: core::iter::once((Task::Network, NETWORK))
+                .chain(vcpus)
+                .chain(loads)
+                .map(|(task, id)| (task, id, TaskStatistics::default()))
+                .collect(),
+            gang: GangStatistics::default(),
+        })
     }
-    Some(Counted {
-        policy: shared.policy,
-        network: scheduler.statistics(NETWORK, now),
-        vcpus,
-        loads,
-        gang: scheduler.gang_statistics(),
-    })
+
+    /// Everything as it is now.
+    pub fn update(&mut self) {
+        let Some(shared) = SHARED.get() else {
+            return;
+        };
+        let now = clock::now_ns();
+        let mut scheduler = shared.roster.scheduler();
+        for (_, id, statistics) in &mut self.tasks {
+            *statistics = scheduler.statistics(*id, now);
+        }
+        self.gang = scheduler.gang_statistics();
+    }
+
+    /// How vCPUs are placed.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Each task: the network, the vCPUs, the loads.
+    pub fn tasks(&self) -> impl Iterator<Item = (Task, &TaskStatistics)> {
+        self.tasks
+            .iter()
+            .map(|(task, _, statistics)| (*task, statistics))
+    }
+
+    /// What gang scheduling did.
+    pub fn gang(&self) -> &GangStatistics {
+        &self.gang
+    }
 }
 
 /// True if a CPU holds the scheduler's lock at this moment.

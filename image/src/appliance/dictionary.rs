@@ -1,7 +1,6 @@
 //! The dictionary's place on the disk: found at the start, written while the box runs, closed before a reset.
 
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::rc::Rc;
 
 use outpost::dictionary::{Flushes, Partition, Plan};
@@ -42,7 +41,7 @@ pub fn find(
         // Without a partition the firmware phase has said why.
         Ok(disk) => disk.map(|disk| Dictionary::new(disk, shares)),
         Err(why) => {
-            output::problem(&format!(
+            output::problem(format_args!(
                 "the dictionary is in memory only, for the disk cannot be used: {why}"
             ));
             None

@@ -84,7 +84,7 @@ fn own_the_machine(findings: &Findings) {
     apic::calibrate_timer();
     cpu::register(NETWORK_CPU);
     if let Err(error) = &findings.config {
-        output::problem(&alloc::format!(
+        output::problem(format_args!(
             "configuration: {}: the box only bridges until it is right",
             error
         ));
@@ -94,7 +94,7 @@ fn own_the_machine(findings: &Findings) {
 /// Says which CPUs a key of the configuration asks for that are not among the `cpus` that there are.
 fn name_missing(key: &str, wanted: CpuSet, cpus: usize) {
     for cpu in wanted.without(CpuSet::below(cpus)).iter() {
-        output::problem(&alloc::format!(
+        output::problem(format_args!(
             "{key}: there is no CPU {cpu}: this box has {cpus}, the first is 0"
         ));
     }

@@ -295,7 +295,7 @@ impl Disk {
     fn give_up(&mut self, why: &str) {
         self.is_given_up = true;
         self.transport.set_status(DeviceStatus::empty());
-        output::problem(&alloc::format!(
+        output::problem(format_args!(
             "the disk {why}: the dictionary is in memory until the box is reset; check the disk"
         ));
     }

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use outpost::fifo::FrameFifo;
-use serde_json::json;
+use serde::Serialize;
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::pci::virtio_device_type;
 use virtio_drivers::transport::{DeviceType, Transport};
@@ -293,17 +293,30 @@ impl Nic {
     }
 
     /// Counters for the telemetry.
-    pub fn report(&self) -> serde_json::Value {
+    pub fn report(&self) -> Report {
         let counters = &self.counters;
-        json!({
-            "link_up": self.link_up(),
-            "rx_frames": counters.received,
-            "rx_bytes": counters.received_bytes,
-            "tx_frames": counters.sent,
-            "tx_bytes": counters.sent_bytes,
-            "tx_dropped_full": counters.full,
-            "tx_dropped_too_long": counters.too_long,
-            "device_errors": counters.broken,
-        })
+        Report {
+            link_up: self.link_up(),
+            rx_frames: counters.received,
+            rx_bytes: counters.received_bytes,
+            tx_frames: counters.sent,
+            tx_bytes: counters.sent_bytes,
+            tx_dropped_full: counters.full,
+            tx_dropped_too_long: counters.too_long,
+            device_errors: counters.broken,
+        }
     }
+}
+
+/// What a port shows of itself.
+#[derive(Serialize)]
+pub struct Report {
+    link_up: bool,
+    rx_frames: u64,
+    rx_bytes: u64,
+    tx_frames: u64,
+    tx_bytes: u64,
+    tx_dropped_full: u64,
+    tx_dropped_too_long: u64,
+    device_errors: u64,
 }

@@ -216,12 +216,12 @@ pub fn prepare() -> Result<Prepared, String> {
             guest >> 20,
             store >> 20
         ),
-        Ok(Provisioned::NoRoom { free }) => output::problem(&alloc::format!(
+        Ok(Provisioned::NoRoom { free }) => output::problem(format_args!(
             "the disk has {} MiB free, too little for the guest's data and the dictionary: use a disk that is at least {} MiB larger",
             free >> 20,
             (2 * outpost::disk::SMALLEST_BYTES) >> 20
         )),
-        Err(error) => output::problem(&error.to_string()),
+        Err(error) => output::problem(error),
     }
     Ok(Prepared { disk, table })
 }

@@ -196,7 +196,7 @@ fn read_tables(rsdp: u64) -> Tables {
         Some(unsafe { core::slice::from_raw_parts(address as *const u8, length) }.to_vec())
     };
     acpi::read(rsdp, &read).unwrap_or_else(|error| {
-        output::problem(&error.to_string());
+        output::problem(error);
         Tables::default()
     })
 }

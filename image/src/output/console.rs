@@ -1,11 +1,11 @@
 //! The console as a service of CPU 0: a bounded piece of work each time it is polled.
 
-use alloc::string::String;
+use core::fmt::{self, Write};
 
 use outpost::console::{ByteQueue, Command, Console, GuestSays, HELP, Key};
 use outpost::lines::LineRing;
 
-use super::{Outputs, with_log};
+use super::{Line, Outputs, with_log};
 use crate::appliance::guest;
 
 const QUEUE_BYTES: usize = 16 << 10;
@@ -25,6 +25,35 @@ pub struct Outcome {
     pub wants_reset: bool,
     /// The guest said something about its start.
     pub guest_says: Option<GuestSays>,
+}
+
+/// Lines on their way to the console.
+pub struct Lines<'a> {
+    console: &'a Console,
+    queue: &'a mut ByteQueue,
+    line: Line,
+}
+
+impl Lines<'_> {
+    fn end(&mut self) {
+        if !self.line.as_bytes().is_empty() {
+            self.console.print_line(self.line.as_bytes(), self.queue);
+            self.line.clear();
+        }
+    }
+}
+
+impl Write for Lines<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for piece in text.split_inclusive('\n') {
+            let line = piece.strip_suffix('\n');
+            self.line.write_str(line.unwrap_or(piece))?;
+            if line.is_some() {
+                self.end();
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The console and its ports.
@@ -56,11 +85,15 @@ impl Service {
                 .is_some_and(|outputs| outputs.text.is_some() && !log.is_drained(outputs.shown))
     }
 
-    /// Prints lines that are not in the log.
-    pub fn print(&mut self, text: &str) {
-        for line in text.lines() {
-            self.console.print_line(line.as_bytes(), &mut self.queue);
-        }
+    /// Prints lines that are not in the log; the longest is some 700 bytes long.
+    pub fn print(&mut self, write: impl FnOnce(&mut Lines<'_>) -> fmt::Result) {
+        let mut lines = Lines {
+            console: &self.console,
+            queue: &mut self.queue,
+            line: Line::new(),
+        };
+        let _ = write(&mut lines);
+        lines.end();
     }
 
     /// Takes keys, shows log and guest output, feeds the ports.
@@ -99,30 +132,29 @@ impl Service {
                 Key::Guest(byte) => guest::console_input(byte),
                 Key::Command(command) => {
                     let answer = match command {
-                        Command::Help => String::from(HELP),
-                        Command::Unknown => {
-                            String::from("unknown command; help lists the commands")
-                        }
+                        Command::Help => HELP,
+                        Command::Unknown => "unknown command; help lists the commands",
                         Command::Status => {
                             outcome.wants_status = true;
-                            String::new()
+                            ""
                         }
                         Command::Log => {
                             with_log(|ring| self.console.rewind_log(ring));
-                            String::new()
+                            ""
                         }
                         Command::RestartGuest => {
                             guest::request_restart();
-                            String::from("the guest is being restarted")
+                            "the guest is being restarted"
                         }
-                        Command::ShutDownGuest => String::from(if guest::shut_down() {
+                        Command::ShutDownGuest if guest::shut_down() => {
                             "the guest is asked to shut down"
-                        } else {
+                        }
+                        Command::ShutDownGuest => {
                             "the guest does not run; it stays off until `restart`"
-                        }),
+                        }
                         Command::Reset => {
                             outcome.wants_reset = true;
-                            String::new()
+                            ""
                         }
                     };
                     for line in answer.lines() {

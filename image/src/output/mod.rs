@@ -53,6 +53,10 @@ impl Line {
     fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
+
+    fn clear(&mut self) {
+        self.length = 0;
+    }
 }
 
 impl Write for Line {
@@ -176,7 +180,7 @@ pub fn is_locked() -> bool {
 }
 
 /// Says in one line what the box cannot do and what would help: on the console and in the telemetry.
-pub fn problem(text: &str) {
+pub fn problem(text: impl fmt::Display) {
     log::warn!("{text}");
     telemetry::problem(text);
 }

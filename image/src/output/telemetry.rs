@@ -1,22 +1,28 @@
 //! Telemetry: one JSON object a line on the second serial port, for whoever started the box (`cargo xtask run` reads it).
 
-use alloc::string::{String, ToString};
+use alloc::boxed::Box;
+use core::fmt::Display;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use outpost::console::ByteQueue;
-use serde_json::{Value, json};
+use outpost::json;
+use serde::Serialize;
 use spin::Mutex;
 
 use super::serial::{COM2, Serial};
 use crate::machine::clock;
 
 const QUEUE_BYTES: usize = 64 << 10;
+/// The longest line: a status of 16 vCPUs, and of a load on each of 64 CPUs.
+const LINE_BYTES: usize = 32 << 10;
 /// Bytes written in one pass at most.
 const PASS_BYTES: usize = 512;
 
 struct Port {
     serial: Serial,
     queue: ByteQueue,
+    /// Where a line is put together.
+    line: Box<[u8]>,
 }
 
 static PORT: Mutex<Option<Port>> = Mutex::new(None);
@@ -29,6 +35,7 @@ pub fn start() {
     *PORT.lock() = Some(Port {
         serial,
         queue: ByteQueue::new(QUEUE_BYTES),
+        line: alloc::vec![0; LINE_BYTES].into(),
     });
 }
 
@@ -42,16 +49,33 @@ pub fn is_locked() -> bool {
     PORT.is_locked()
 }
 
+/// A line: what kind of event, and what there is to say of it.
+#[derive(Serialize)]
+struct Event<T> {
+    event: &'static str,
+    #[serde(flatten)]
+    details: T,
+}
+
 /// Queues a line, whole or not at all.
-fn send(mut line: String) {
-    line.push('\n');
-    if let Some(port) = PORT.lock().as_mut()
-        && port.queue.room() >= line.len()
+fn send(event: &'static str, details: impl Serialize) {
+    let mut guard = PORT.lock();
+    let Some(Port {
+        serial,
+        queue,
+        line,
+    }) = guard.as_mut()
+    else {
+        return;
+    };
+    if let Some(text) = json::write(&Event { event, details }, line)
+        && queue.room() > text.len()
     {
-        port.queue.push(line.as_bytes());
+        queue.push(text.as_bytes());
+        queue.push(b"\n");
         if DIRECT.load(Ordering::Acquire) {
-            while let Some(byte) = port.queue.pop() {
-                port.serial.write(byte);
+            while let Some(byte) = queue.pop() {
+                serial.write(byte);
             }
         }
     }
@@ -59,36 +83,46 @@ fn send(mut line: String) {
 
 /// A step of the boot is done.
 pub fn milestone(name: &str) {
+    #[derive(Serialize)]
+    struct Boot<'a> {
+        milestone: &'a str,
+        ms: u64,
+    }
     let ms = clock::now_ms();
-    send(json!({"event": "boot", "milestone": name, "ms": ms}).to_string());
+    send(
+        "boot",
+        Boot {
+            milestone: name,
+            ms,
+        },
+    );
     log::info!("milestone: {name}");
 }
 
 /// Something the box cannot do.
-pub fn problem(text: &str) {
-    send(json!({"event": "problem", "text": text}).to_string());
+pub fn problem(text: impl Display) {
+    #[derive(Serialize)]
+    struct Problem<T: Display> {
+        #[serde(serialize_with = "json::as_text")]
+        text: T,
+    }
+    send("problem", Problem { text });
 }
 
 /// The guest has stopped, or cannot be started. `status` is that of its debug-exit port, 0 after a power-off.
-pub fn guest_stopped(reason: &str, status: Option<u32>) {
-    let line = json!({"event": "guest-stop", "reason": reason, "status": status});
-    send(line.to_string());
+pub fn guest_stopped(reason: impl Display, status: Option<u32>) {
+    #[derive(Serialize)]
+    struct Stop<T: Display> {
+        #[serde(serialize_with = "json::as_text")]
+        reason: T,
+        status: Option<u32>,
+    }
+    send("guest-stop", Stop { reason, status });
 }
 
-/// How things stand. `exits` is how often each vCPU left for the hypervisor, `memory` what is in use, `sharing` what the scheduler has
-/// counted, `net` the WAN stack's statistics.
-pub fn status(guest: &str, exits: &[u64], memory: Value, sharing: Value, net: Value) {
-    let line = json!({
-        "event": "status",
-        "ms": clock::now_ms(),
-        "guest": guest,
-        "guest_exits": exits.iter().sum::<u64>(),
-        "guest_exits_by_vcpu": exits,
-        "memory": memory,
-        "sharing": sharing,
-        "net": net,
-    });
-    send(line.to_string());
+/// How things stand.
+pub fn status(status: impl Serialize) {
+    send("status", status);
 }
 
 /// Writes what the port takes now, within bounds. True if more waits.

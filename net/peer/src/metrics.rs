@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -85,7 +86,7 @@ fn metrics(shown: &Shown) -> String {
         out.counter(
             "outpost_connections_total",
             "Connections that hosts began at [[proxy]], [[socks]] and [transparent], by what became of them.",
-            &[("reason", reason.name())],
+            &[("reason", &reason.name())],
             count,
         );
     }
@@ -106,7 +107,7 @@ fn metrics(shown: &Shown) -> String {
             out.counter(
                 "outpost_strangers_total",
                 "Datagrams at the core's socket that are from none of its peers.",
-                &[("reason", reason)],
+                &[("reason", &reason)],
                 count,
             );
         }
@@ -115,7 +116,7 @@ fn metrics(shown: &Shown) -> String {
 }
 
 fn add_flows(out: &mut Exposition, hub: &Hub, bad_streams: u64) {
-    let labels = [("peer", hub.name.as_str())];
+    let labels = [("peer", &hub.name as &dyn Display)];
     let counters = &hub.counters;
     out.gauge(
         "outpost_flows_open",
@@ -136,7 +137,7 @@ fn add_flows(out: &mut Exposition, hub: &Hub, bad_streams: u64) {
         out.counter(
             "outpost_host_bytes_total",
             "Payload of optimised connections, from and to the hosts on this side.",
-            &[("peer", &hub.name), ("direction", direction)],
+            &[("peer", &hub.name), ("direction", &direction)],
             value,
         );
     }
@@ -144,7 +145,7 @@ fn add_flows(out: &mut Exposition, hub: &Hub, bad_streams: u64) {
         out.counter(
             "outpost_flow_ends_total",
             "How optimised connections ended.",
-            &[("peer", &hub.name), ("end", end.name())],
+            &[("peer", &hub.name), ("end", &end.name())],
             count,
         );
     }

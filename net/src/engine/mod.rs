@@ -169,7 +169,7 @@ impl Engine {
                 .first()
                 .map(|peer| peer.name.clone())
                 .unwrap_or_default(),
-            added_metrics: String::new(),
+            added_metrics: String::with_capacity(pages::MOST_ADDED),
             newcomers: HashMap::with_hasher(hash.clone()),
             awaiting_control: Vec::new(),
             random,

@@ -1,6 +1,7 @@
 //! The pages on the management address: `/metrics` and `/flows`.
 
 use alloc::string::String;
+use core::fmt::Display;
 
 use super::Engine;
 use super::flow::Stage;
@@ -14,7 +15,7 @@ use crate::time::Instant;
 
 /// The most text that the owner of the engine may add to the metrics, in bytes: a guest of 16 vCPUs that has left for every reason
 /// there is makes some 30 KiB of it, services for measurement on 64 CPUs as much again.
-const MOST_ADDED: usize = 64 * 1024;
+pub(super) const MOST_ADDED: usize = 64 * 1024;
 
 impl Engine {
     /// Answers who asks for a page: one in each poll, for each costs as much as some packets.
@@ -32,19 +33,21 @@ impl Engine {
         self.web.poll(now, &mut self.outbox);
     }
 
-    /// Text in Prometheus' format that is appended to `/metrics` from now on: what only the engine's owner knows. Lines beyond
-    /// 64 KiB are left out.
-    pub fn append_metrics(&mut self, mut text: String) {
+    /// What is appended to `/metrics` from now on: what only the engine's owner knows. Lines beyond 64 KiB are left out. Nothing is allocated, but
+    /// for longer text than any before.
+    pub fn append_metrics(&mut self, metrics: &mut Exposition) {
+        let text = &mut self.added_metrics;
+        text.clear();
+        metrics.write_to(text);
         if text.len() > MOST_ADDED {
             let room = text.as_bytes().get(..MOST_ADDED).unwrap_or_default();
             let whole_lines = room.iter().rposition(|byte| *byte == b'\n');
             text.truncate(whole_lines.map_or(0, |end| end + 1));
         }
-        self.added_metrics = text;
     }
 
     /// `/metrics`.
-    pub fn metrics_page(&self) -> String {
+    fn metrics_page(&self) -> String {
         let statistics = self.statistics();
         let peer = self.peer.as_str();
         let mut out = Exposition::new();
@@ -61,7 +64,7 @@ impl Engine {
             out.counter(
                 "outpost_connections_total",
                 "Connections that the LAN and the guest began, by what became of them.",
-                &[("reason", reason.name())],
+                &[("reason", &reason.name())],
                 count,
             );
         }
@@ -84,7 +87,7 @@ impl Engine {
     }
 
     /// `/flows`.
-    pub fn flows_page(&self, now: Instant) -> String {
+    fn flows_page(&self, now: Instant) -> String {
         let flows = self.flows.iter().take(MOST_FLOWS).map(|flow| {
             let stage = match flow.stage {
                 Stage::Resolving { .. } | Stage::Connecting | Stage::Asking | Stage::Accepting => {
@@ -106,7 +109,7 @@ impl Engine {
 
 fn add_flows(out: &mut Exposition, peer: &str, statistics: &Statistics) {
     let flows = &statistics.flows;
-    let labels = [("peer", peer)];
+    let labels = [("peer", &peer as &dyn Display)];
     for (name, help, value) in [
         (
             "outpost_flows_open",
@@ -139,7 +142,7 @@ fn add_flows(out: &mut Exposition, peer: &str, statistics: &Statistics) {
         out.counter(
             "outpost_host_bytes_total",
             "Payload of optimised connections, from and to the hosts on this side.",
-            &[("peer", peer), ("direction", direction)],
+            &[("peer", &peer), ("direction", &direction)],
             value,
         );
     }
@@ -156,7 +159,7 @@ fn add_flows(out: &mut Exposition, peer: &str, statistics: &Statistics) {
         out.counter(
             "outpost_flow_ends_total",
             "How optimised connections ended.",
-            &[("peer", peer), ("end", end)],
+            &[("peer", &peer), ("end", &end)],
             value,
         );
     }
@@ -179,7 +182,7 @@ fn add_frames(out: &mut Exposition, statistics: &Statistics) {
             ("received", of.rx_frames, of.rx_bytes),
             ("sent", of.tx_frames, of.tx_bytes),
         ] {
-            let labels = [("port", name), ("direction", direction)];
+            let labels = [("port", &name as &dyn Display), ("direction", &direction)];
             out.counter(
                 "outpost_port_frames_total",
                 "Ethernet frames.",
@@ -204,7 +207,7 @@ fn add_frames(out: &mut Exposition, statistics: &Statistics) {
         out.counter(
             "outpost_dropped_frames_total",
             "Frames that were dropped.",
-            &[("reason", reason)],
+            &[("reason", &reason)],
             value,
         );
     }

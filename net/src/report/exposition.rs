@@ -2,18 +2,29 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Display, Write};
 
+/// A metric.
 struct Family {
     name: &'static str,
-    head: String,
-    samples: String,
+    kind: &'static str,
+    help: &'static str,
+}
+
+/// A line of the text: of which family, and where.
+struct Sample {
+    family: usize,
+    start: usize,
+    end: usize,
 }
 
 /// Metrics on their way to becoming text. The samples of one metric may be added in any order and come out together.
 #[derive(Default)]
 pub struct Exposition {
     families: Vec<Family>,
+    samples: Vec<Sample>,
+    /// The samples as they came.
+    text: String,
 }
 
 impl Exposition {
@@ -22,66 +33,114 @@ impl Exposition {
         Exposition::default()
     }
 
+    /// No metrics, and room for so many, with so many samples of so many bytes together: with no more than that, nothing is allocated later.
+    pub fn with_room(metrics: usize, samples: usize, bytes: usize) -> Exposition {
+        Exposition {
+            families: Vec::with_capacity(metrics),
+            samples: Vec::with_capacity(samples),
+            text: String::with_capacity(bytes),
+        }
+    }
+
+    /// Forgets all metrics and keeps the room.
+    pub fn clear(&mut self) {
+        self.families.clear();
+        self.samples.clear();
+        self.text.clear();
+    }
+
     /// Adds a sample of a metric that only grows. Its name ends in `_total`.
-    pub fn counter(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: u64) {
+    pub fn counter(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &dyn Display)],
+        value: u64,
+    ) {
         self.add(name, "counter", help, labels, value);
     }
 
     /// Adds a sample of a metric that is as it is at the moment.
-    pub fn gauge(&mut self, name: &'static str, help: &str, labels: &[(&str, &str)], value: u64) {
+    pub fn gauge(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        labels: &[(&str, &dyn Display)],
+        value: u64,
+    ) {
         self.add(name, "gauge", help, labels, value);
     }
 
     fn add(
         &mut self,
         name: &'static str,
-        kind: &str,
-        help: &str,
-        labels: &[(&str, &str)],
+        kind: &'static str,
+        help: &'static str,
+        labels: &[(&str, &dyn Display)],
         value: u64,
     ) {
         let at = self.families.iter().rposition(|family| family.name == name);
-        let at = at.unwrap_or_else(|| {
-            let mut head = String::new();
-            let _ = writeln!(head, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            self.families.push(Family {
-                name,
-                head,
-                samples: String::new(),
-            });
+        let family = at.unwrap_or_else(|| {
+            self.families.push(Family { name, kind, help });
             self.families.len() - 1
         });
-        if let Some(family) = self.families.get_mut(at) {
-            write_sample(&mut family.samples, name, labels, value);
+        let start = self.text.len();
+        write_sample(&mut self.text, name, labels, value);
+        self.samples.push(Sample {
+            family,
+            start,
+            end: self.text.len(),
+        });
+    }
+
+    /// Appends the text to `out`.
+    pub fn write_to(&mut self, out: &mut String) {
+        self.samples
+            .sort_unstable_by_key(|sample| (sample.family, sample.start));
+        let mut shown = None;
+        for sample in &self.samples {
+            if shown != Some(sample.family)
+                && let Some(Family { name, kind, help }) = self.families.get(sample.family)
+            {
+                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+                shown = Some(sample.family);
+            }
+            out.push_str(self.text.get(sample.start..sample.end).unwrap_or_default());
         }
     }
 
     /// The text.
-    pub fn into_text(self) -> String {
-        let length = |family: &Family| family.head.len() + family.samples.len();
-        let mut text = String::with_capacity(self.families.iter().map(length).sum());
-        for family in &self.families {
-            text.push_str(&family.head);
-            text.push_str(&family.samples);
-        }
+    pub fn into_text(mut self) -> String {
+        let mut text = String::with_capacity(2 * self.text.len());
+        self.write_to(&mut text);
         text
     }
 }
 
-fn write_sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
+/// A label's text as it stands between quotation marks.
+struct Escaped<'a>(&'a mut String);
+
+impl Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            match character {
+                '\\' => self.0.push_str("\\\\"),
+                '"' => self.0.push_str("\\\""),
+                '\n' => self.0.push_str("\\n"),
+                _ => self.0.push(character),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn write_sample(out: &mut String, name: &str, labels: &[(&str, &dyn Display)], value: u64) {
     out.push_str(name);
     for (index, (label, text)) in labels.iter().enumerate() {
         out.push(if index == 0 { '{' } else { ',' });
         out.push_str(label);
         out.push_str("=\"");
-        for character in text.chars() {
-            match character {
-                '\\' => out.push_str("\\\\"),
-                '"' => out.push_str("\\\""),
-                '\n' => out.push_str("\\n"),
-                _ => out.push(character),
-            }
-        }
+        let _ = write!(Escaped(out), "{text}");
         out.push('"');
     }
     if !labels.is_empty() {
@@ -97,9 +156,9 @@ mod tests {
     #[test]
     fn samples_of_one_metric_stand_together_and_labels_are_escaped() {
         let mut exposition = Exposition::new();
-        exposition.counter("a_total", "What a is.", &[("of", "x")], 1);
+        exposition.counter("a_total", "What a is.", &[("of", &"x")], 1);
         exposition.gauge("b", "What b is.", &[], 2);
-        let labels = [("of", "y"), ("name", "a\\b\"c\nd")];
+        let labels = [("of", &"y" as &dyn Display), ("name", &"a\\b\"c\nd")];
         exposition.counter("a_total", "What a is.", &labels, 3);
         assert_eq!(
             exposition.into_text(),
@@ -107,5 +166,29 @@ mod tests {
              a_total{of=\"y\",name=\"a\\\\b\\\"c\\nd\"} 3\n\
              # HELP b What b is.\n# TYPE b gauge\nb 2\n"
         );
+    }
+    #[test]
+    fn filled_again_it_allocates_nothing() {
+        let fill = |exposition: &mut Exposition, value| {
+            for vcpu in 0..4 {
+                exposition.counter("a_total", "What a is.", &[("vcpu", &vcpu)], value);
+                exposition.gauge("b", "What b is.", &[], value);
+            }
+        };
+        let mut exposition = Exposition::with_room(2, 8, 8 * 60);
+        let mut text = String::with_capacity(1000);
+        fill(&mut exposition, 1);
+        let allocated = allocation_counter::measure(|| {
+            for value in [10, u64::MAX] {
+                exposition.clear();
+                text.clear();
+                fill(&mut exposition, value);
+                exposition.write_to(&mut text);
+            }
+        });
+        assert_eq!(allocated.count_total, 0);
+        let mut fresh = Exposition::new();
+        fill(&mut fresh, u64::MAX);
+        assert_eq!(text, fresh.into_text());
     }
 }

@@ -1,5 +1,7 @@
 //! Metrics that mean the same on the box and in `outpost-peer`.
 
+use core::fmt::Display;
+
 use super::Exposition;
 use crate::dedup::{ReceiverStatistics, SenderStatistics};
 use crate::store::StoreStatistics;
@@ -7,7 +9,7 @@ use crate::tunnel::TunnelStatistics;
 
 /// Adds the metrics of the tunnel to `peer`.
 pub fn add_tunnel(out: &mut Exposition, peer: &str, is_up: bool, of: &TunnelStatistics) {
-    let labels = [("peer", peer)];
+    let labels = [("peer", &peer as &dyn Display)];
     let mut gauge = |name, help, value| out.gauge(name, help, &labels, value);
     gauge(
         "outpost_tunnel_up",
@@ -86,7 +88,7 @@ pub fn add_dedup(
 ) {
     let mut both = |name, help, values: [u64; 2]| {
         for (direction, value) in ["sent", "received"].into_iter().zip(values) {
-            let labels = [("peer", peer), ("direction", direction)];
+            let labels = [("peer", &peer as &dyn Display), ("direction", &direction)];
             out.counter(name, help, &labels, value);
         }
     };
@@ -120,7 +122,7 @@ pub fn add_dedup(
         "Bytes appended to the dictionaries.",
         [sent.stored_bytes, received.stored_bytes],
     );
-    let labels = [("peer", peer)];
+    let labels = [("peer", &peer as &dyn Display)];
     let mut counter = |name, help, value| out.counter(name, help, &labels, value);
     counter(
         "outpost_dedup_matched_bytes_total",
@@ -159,7 +161,7 @@ pub fn add_dedup(
         out.counter(
             "outpost_dedup_coded_blocks_total",
             "Blocks compressed, by the effort spent on them.",
-            &[("peer", peer), ("effort", effort)],
+            &[("peer", &peer), ("effort", &effort)],
             blocks,
         );
     }
@@ -168,7 +170,7 @@ pub fn add_dedup(
 /// Adds the memory that the dictionaries shared with `peer` take: the anchor index over what is sent, and the parts of both
 /// that may be in memory, in bytes.
 pub fn add_dedup_memory(out: &mut Exposition, peer: &str, index: usize, parts: usize) {
-    let labels = [("peer", peer)];
+    let labels = [("peer", &peer as &dyn Display)];
     out.gauge(
         "outpost_dedup_index_bytes",
         "Memory of the index over the dictionary of what is sent.",
@@ -185,7 +187,7 @@ pub fn add_dedup_memory(out: &mut Exposition, peer: &str, index: usize, parts: u
 
 /// Adds the metrics of the dictionaries' place on a device.
 pub fn add_store(out: &mut Exposition, peer: &str, store: &StoreStatistics) {
-    let labels = [("peer", peer)];
+    let labels = [("peer", &peer as &dyn Display)];
     for (name, help, value) in [
         (
             "outpost_store_capacity_bytes",

@@ -210,44 +210,61 @@ impl Header {
         }
     }
 
-    /// The description to write, padded to whole blocks. Of more than fits only the first anchors are taken.
-    pub fn encode(mut self, ranges: &RangeSet, anchors: &[u64]) -> Vec<u8> {
+    /// Writes the description to `out` and nothing else, padded to whole blocks. Of more than fits only the first anchors are taken. With room for
+    /// [`DESCRIPTION`] bytes in `out`, nothing is allocated.
+    pub fn encode(mut self, ranges: &RangeSet, anchors: &[u64], out: &mut Vec<u8>) {
         let base = self.segment << SEGMENT_BITS;
         let listed = ranges.iter().take(MOST_ENTRIES);
         let room = MOST_ENTRIES - listed.len();
         let anchors = anchors.get(..room).unwrap_or(anchors);
-        let mut body = Vec::with_capacity((listed.len() + anchors.len()) * 8);
         self.ranges = listed.len() as u32;
         self.anchors = anchors.len() as u32;
+        out.clear();
+        out.resize(HEADER, 0);
         for range in listed {
-            body.extend_from_slice(&(range.start.wrapping_sub(base) as u32).to_le_bytes());
-            body.extend_from_slice(&(range.end.wrapping_sub(base) as u32).to_le_bytes());
+            out.extend_from_slice(&(range.start.wrapping_sub(base) as u32).to_le_bytes());
+            out.extend_from_slice(&(range.end.wrapping_sub(base) as u32).to_le_bytes());
         }
         for anchor in anchors {
-            body.extend_from_slice(&anchor.to_le_bytes());
+            out.extend_from_slice(&anchor.to_le_bytes());
         }
-        self.body = crc32fast::hash(&body);
-        let mut rest = Vec::with_capacity(HEADER + body.len() + BLOCK);
-        rest.extend_from_slice(SEGMENT_MAGIC);
-        rest.extend_from_slice(&[0; 4]);
-        rest.extend_from_slice(&self.generation.to_le_bytes());
-        rest.extend_from_slice(&self.segment.to_le_bytes());
-        rest.extend_from_slice(&self.store);
-        rest.extend_from_slice(&self.log);
-        rest.extend_from_slice(&u32::from(self.direction.number()).to_le_bytes());
+        self.body = out.get(HEADER..).map_or(0, crc32fast::hash);
+        if let Some((head, _)) = out.split_first_chunk_mut() {
+            *head = self.head();
+        }
+        out.resize(out.len().next_multiple_of(BLOCK), 0);
+    }
+
+    /// The fixed part.
+    fn head(&self) -> [u8; HEADER] {
+        let mut head = [0; HEADER];
+        let mut rest = head.as_mut_slice();
+        let mut put = |bytes: &[u8]| {
+            if let Some((place, after)) =
+                core::mem::take(&mut rest).split_at_mut_checked(bytes.len())
+            {
+                place.copy_from_slice(bytes);
+                rest = after;
+            }
+        };
+        put(SEGMENT_MAGIC);
+        put(&[0; 4]);
+        put(&self.generation.to_le_bytes());
+        put(&self.segment.to_le_bytes());
+        put(&self.store);
+        put(&self.log);
+        put(&u32::from(self.direction.number()).to_le_bytes());
         for number in [self.ranges, self.anchors, self.body] {
-            rest.extend_from_slice(&number.to_le_bytes());
+            put(&number.to_le_bytes());
         }
         for sum in self.pages {
-            rest.extend_from_slice(&sum.to_le_bytes());
+            put(&sum.to_le_bytes());
         }
-        let sum = rest.get(8..).map_or(0, crc32fast::hash);
-        if let Some(place) = rest.get_mut(4..8) {
+        let sum = head.get(8..).map_or(0, crc32fast::hash);
+        if let Some(place) = head.get_mut(4..8) {
             place.copy_from_slice(&sum.to_le_bytes());
         }
-        rest.extend_from_slice(&body);
-        rest.resize(rest.len().next_multiple_of(BLOCK), 0);
-        rest
+        head
     }
 
     /// Reads the first block of a description.

@@ -9,7 +9,7 @@ use core::cell::Cell;
 use core::ops::Range;
 
 use super::disk::{Disk, Opened};
-use super::layout::{Header, PAGE, PAGES, SEGMENT, SEGMENT_BITS, description_at};
+use super::layout::{DESCRIPTION, Header, PAGE, PAGES, SEGMENT, SEGMENT_BITS, description_at};
 use super::{Anchors, BLOCK, BlockDevice, StoreStatistics};
 use crate::dedup::Store;
 use crate::dedup::ranges::RangeSet;
@@ -94,6 +94,8 @@ pub struct DiskLog {
     pub(super) changed: BTreeSet<u64>,
     /// Anchors of segments that are not wholly written.
     pub(super) anchors: Anchors,
+    /// Where a description is put together.
+    pub(super) description: Vec<u8>,
     /// Of the newest description.
     pub(super) generation: u64,
     pub(super) clock: u64,
@@ -129,6 +131,7 @@ impl DiskLog {
             most_frames: (memory / SEGMENT).clamp(LEAST_FRAMES, slots.max(LEAST_FRAMES)),
             changed: BTreeSet::new(),
             anchors: BTreeMap::new(),
+            description: Vec::with_capacity(DESCRIPTION),
             generation: 0,
             clock: 0,
             failures: 0,

@@ -254,14 +254,15 @@ impl DiskLog {
             segment.pages,
         );
         let anchors = self.anchors.get(&number).map_or(&[][..], |it| it);
-        let bytes = header.encode(&segment.ranges, anchors);
+        let bytes = &mut self.description;
+        header.encode(&segment.ranges, anchors, bytes);
         debug_assert!(bytes.len() <= DESCRIPTION);
         // While it is being written neither the old one nor the new one is there.
         if let Some(generation) = segment.copies.get_mut(copy) {
             *generation = 0;
         }
         self.device
-            .write(description_at(segment.slot, copy), &bytes)?;
+            .write(description_at(segment.slot, copy), bytes)?;
         if let Some(generation) = segment.copies.get_mut(copy) {
             *generation = self.generation;
         }

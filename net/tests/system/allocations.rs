@@ -1,4 +1,4 @@
-//! What a connection under way allocates: on a clean line nothing, on a bad one very little.
+//! What a connection under way allocates: on a clean line nothing, on a bad one very little; and a tunnel at rest, nothing.
 
 use std::time::Duration;
 
@@ -97,4 +97,15 @@ fn a_connection_over_a_bad_line_allocates_next_to_nothing() {
             assert!(count <= 12, "{payload:?} {way:?}: {count}");
         }
     }
+}
+
+/// A tunnel with nothing to carry lives for nothing.
+#[test]
+fn a_tunnel_at_rest_allocates_nothing() {
+    let mut world = World::new(5, LineConfig::CLEAN);
+    world.wait_up();
+    world.run_for(Duration::from_secs(60));
+    world.allocations = Some(0);
+    world.run_for(Duration::from_secs(60));
+    assert_eq!(world.allocations, Some(0));
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use outpost_net::Port;
+use outpost_net::report::Exposition;
 
 use crate::floods::syn;
 use crate::host::{Close, Outcome, Script};
@@ -139,16 +140,22 @@ fn nothing_is_answered_on_the_line_or_through_the_tunnel() {
 fn what_the_box_adds_comes_after_the_engines_numbers_line_by_line() {
     let mut world = World::new(23, LineConfig::CLEAN);
     world.wait_up();
-    let line = |of: usize| {
-        format!(
-            "outpost_guest_vcpu_exits_total{{vcpu=\"{of}\",reason=\"host-interrupt\"}} 123456\n"
-        )
+    let many = |lines: usize| {
+        let mut metrics = Exposition::new();
+        for vcpu in 0..lines {
+            metrics.counter(
+                "outpost_guest_vcpu_exits_total",
+                "Times that a vCPU left for the hypervisor, by reason.",
+                &[("vcpu", &vcpu), ("reason", &"host-interrupt")],
+                123_456,
+            );
+        }
+        metrics
     };
-    let many = |lines: usize| (0..lines).map(line).collect::<String>();
     for (lines, all) in [(0, true), (1, true), (500, true), (1_000, false)] {
-        let added = many(lines);
+        let added = many(lines).into_text();
         let engine = world.boxes[Site::Branch as usize].as_mut().unwrap();
-        engine.append_metrics(added.clone());
+        engine.append_metrics(&mut many(lines));
         let metrics = get(
             &mut world,
             5100 + lines as u16,
@@ -156,7 +163,7 @@ fn what_the_box_adds_comes_after_the_engines_numbers_line_by_line() {
         );
         let page = body(&metrics);
         let from = page
-            .find("outpost_guest_vcpu_exits_total")
+            .find("# HELP outpost_guest_vcpu_exits_total")
             .unwrap_or(page.len());
         let (own, shown) = page.split_at(from);
         assert!(own.contains("outpost_tunnel_up{peer=\"core\"} 1\n"));

@@ -2,7 +2,6 @@
 //! nothing, and puts the answer there. One request at a time: the guest cannot keep the disk from the dictionary.
 
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::rc::Rc;
 use core::cell::RefCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -130,7 +129,7 @@ impl Disk {
             Ok(None) => "there is none with a partition guest that can be written",
             Err(why) => why,
         };
-        output::problem(&format!("the guest has no disk: {why}"));
+        output::problem(format_args!("the guest has no disk: {why}"));
         None
     }
 

@@ -8,7 +8,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -22,6 +22,7 @@ use outpost_hv::device::virtio::block::BlockConfig;
 use outpost_hv::exit::{ExitCounters, ExitCounts};
 use outpost_hv::machine::{GuestImage, Left, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::mem::{GuestMemory, HostRange};
+use outpost_hv::platform::layout::MAX_VCPUS;
 use outpost_hv::platform::{DEVICE_VCPU, PlatformCounters};
 use outpost_hv::sched::{CpuSet, Nice, Policy};
 use spin::Mutex;
@@ -90,21 +91,28 @@ fn stopped(why: &str) {
     set_phase(Phase::Stopped);
 }
 
-/// The guest's state in a word or a line, for the telemetry.
-pub fn state() -> String {
-    if panic::lost_expendable() {
-        return String::from(
-            "stopped: its CPU is lost to a fault of the hypervisor; reset the box",
-        );
-    }
-    match PHASE.load(Ordering::Acquire) {
-        phase if phase == Phase::Starting as u8 => String::from("starting"),
-        phase if phase == Phase::Init as u8 => String::from("init"),
-        phase if phase == Phase::Ready as u8 => String::from("ready"),
-        phase if phase == Phase::Stopped as u8 => format!("stopped: {}", REASON.lock()),
-        _ => String::from("off"),
+/// The guest's state in a word or a line: what it is when it is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct State;
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if panic::lost_expendable() {
+            return f
+                .write_str("stopped: its CPU is lost to a fault of the hypervisor; reset the box");
+        }
+        match PHASE.load(Ordering::Acquire) {
+            phase if phase == Phase::Starting as u8 => f.write_str("starting"),
+            phase if phase == Phase::Init as u8 => f.write_str("init"),
+            phase if phase == Phase::Ready as u8 => f.write_str("ready"),
+            phase if phase == Phase::Stopped as u8 => write!(f, "stopped: {}", REASON.lock()),
+            _ => f.write_str("off"),
+        }
     }
 }
+
+/// Something of each vCPU.
+pub type EachVcpu<T> = heapless::Vec<T, MAX_VCPUS>;
 
 /// How often the guest left for the hypervisor since it was started, by reason.
 pub fn exits() -> ExitCounts {
@@ -114,9 +122,10 @@ pub fn exits() -> ExitCounts {
 }
 
 /// The same for each vCPU.
-pub fn exits_by_vcpu() -> Vec<ExitCounts> {
+pub fn exits_by_vcpu() -> EachVcpu<ExitCounts> {
     let exits = EXITS.lock();
-    exits.iter().map(|counters| counters.snapshot()).collect()
+    let counts = exits.iter().map(|counters| counters.snapshot());
+    counts.take(MAX_VCPUS).collect()
 }
 
 /// What happened to the devices of the guest that runs, and whether it has a disk; none if no guest runs.
@@ -185,7 +194,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) 
     };
     if PHASE.load(Ordering::Acquire) == Phase::Stopped as u8 {
         let why = REASON.lock().clone();
-        output::problem(&format!("guest: {why}"));
+        output::problem(format_args!("guest: {why}"));
         telemetry::guest_stopped(&why, None);
         return;
     }
@@ -448,7 +457,7 @@ impl Keeper {
             return Some(answer_by);
         }
         self.answer_by_ns = None;
-        output::problem(&format!(
+        output::problem(format_args!(
             "guest: it has not shut down within {} s of its power button being pressed: it goes on; `restart` on the console stops it without asking. \
              Does it run something that heeds the button (acpid, systemd-logind)?",
             BUTTON_PATIENCE_NS / 1_000_000_000
@@ -458,7 +467,7 @@ impl Keeper {
 
     /// There will be no guest until the box is reset.
     fn give_up(&mut self, why: &str) -> Turn {
-        output::problem(&format!("guest: {why}"));
+        output::problem(format_args!("guest: {why}"));
         stopped(why);
         telemetry::guest_stopped(why, None);
         cpus::call_network();
@@ -578,7 +587,7 @@ fn report(stop: &Stop) -> Ended {
             log::info!("guest: vCPU {vcpu}: {counts}");
         }
     } else {
-        output::problem(&format!("guest: {reason}"));
+        output::problem(format_args!("guest: {reason}"));
         for line in stop.evidence.to_string().lines() {
             log::error!("guest: {line}");
         }

@@ -1,11 +1,9 @@
 //! What the guest's devices have counted, for the pages and the console: above all what the guest did wrong.
 
-use alloc::string::String;
-
 use outpost_hv::device::virtio::mmio::TransportCounters;
 use outpost_hv::platform::PlatformCounters;
 use outpost_net::report::Exposition;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::appliance::guest;
 
@@ -45,7 +43,7 @@ pub fn append(out: &mut Exposition) {
     for (name, help, part) in parts {
         for (device, of) in transports(&counters) {
             if has_disk || device != "disk" {
-                out.counter(name, help, &[("device", device)], part(&of));
+                out.counter(name, help, &[("device", &device)], part(&of));
             }
         }
     }
@@ -60,7 +58,7 @@ pub fn append(out: &mut Exposition) {
         out.counter(
             "outpost_guest_frames_total",
             "Frames of the guest's network device, by what became of them.",
-            &[("what", what)],
+            &[("what", &what)],
             count,
         );
     }
@@ -72,7 +70,7 @@ pub fn append(out: &mut Exposition) {
         out.counter(
             "outpost_guest_refused_accesses_total",
             "The guest's accesses to ports and memory where nothing is, and to MSRs that it may not have.",
-            &[("to", what)],
+            &[("to", &what)],
             count,
         );
     }
@@ -90,41 +88,97 @@ pub fn append(out: &mut Exposition) {
         out.counter(
             "outpost_guest_disk_requests_total",
             "The guest's requests to its disk, by what became of them.",
-            &[("what", what)],
+            &[("what", &what)],
             count,
         );
     }
 }
 
 /// The same for telemetry and console.
-pub fn report(into: &mut Map<String, Value>) {
-    let Some((counters, has_disk)) = guest::device_counters() else {
-        return;
-    };
-    let devices: Map<_, _> = transports(&counters)
-        .into_iter()
-        .filter(|(device, _)| has_disk || *device != "disk")
-        .map(|(device, of)| {
-            let value = json!({
-                "notifications": of.notifications, "interrupts": of.interrupts, "stopped": of.stopped,
-            });
-            (device.into(), value)
-        })
-        .collect();
-    into.insert("guest_devices".into(), devices.into());
-    let refused = json!({
-        "ports": counters.unclaimed_ports, "last_port": counters.last_unclaimed_port,
-        "memory": counters.unclaimed_memory, "last_address": counters.last_unclaimed_address,
-        "msrs": counters.refused_msrs, "last_msr": counters.last_refused_msr,
-    });
-    into.insert("guest_refused".into(), refused);
-    if has_disk {
+#[derive(Serialize)]
+pub struct Report {
+    guest_devices: Devices,
+    guest_refused: Refused,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest_disk: Option<DiskRequests>,
+}
+
+#[derive(Serialize)]
+struct Devices {
+    net: Transport,
+    console: Transport,
+    entropy: Transport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<Transport>,
+}
+
+#[derive(Serialize)]
+struct Transport {
+    notifications: u64,
+    interrupts: u64,
+    stopped: u64,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    ports: u64,
+    last_port: u16,
+    memory: u64,
+    last_address: u64,
+    msrs: u64,
+    last_msr: u32,
+}
+
+#[derive(Serialize)]
+struct DiskRequests {
+    reads: u64,
+    read_bytes: u64,
+    writes: u64,
+    written_bytes: u64,
+    flushes: u64,
+    refused: u64,
+    failed: u64,
+}
+
+impl Transport {
+    fn new(of: &TransportCounters) -> Transport {
+        Transport {
+            notifications: of.notifications,
+            interrupts: of.interrupts,
+            stopped: of.stopped,
+        }
+    }
+}
+
+impl Report {
+    /// Of the guest that runs.
+    pub fn now() -> Option<Report> {
+        let (counters, has_disk) = guest::device_counters()?;
         let disk = &counters.block;
-        let value = json!({
-            "reads": disk.reads, "read_bytes": disk.read_bytes,
-            "writes": disk.writes, "written_bytes": disk.written_bytes,
-            "flushes": disk.flushes, "refused": disk.refused, "failed": disk.failed,
-        });
-        into.insert("guest_disk".into(), value);
+        Some(Report {
+            guest_devices: Devices {
+                net: Transport::new(&counters.net_transport),
+                console: Transport::new(&counters.console_transport),
+                entropy: Transport::new(&counters.entropy_transport),
+                disk: has_disk.then(|| Transport::new(&counters.block_transport)),
+            },
+            guest_refused: Refused {
+                ports: counters.unclaimed_ports,
+                last_port: counters.last_unclaimed_port,
+                memory: counters.unclaimed_memory,
+                last_address: counters.last_unclaimed_address,
+                msrs: counters.refused_msrs,
+                last_msr: counters.last_refused_msr,
+            },
+            guest_disk: has_disk.then_some(DiskRequests {
+                reads: disk.reads,
+                read_bytes: disk.read_bytes,
+                writes: disk.writes,
+                written_bytes: disk.written_bytes,
+                flushes: disk.flushes,
+                refused: disk.refused,
+                failed: disk.failed,
+            }),
+        })
     }
 }

@@ -6,31 +6,26 @@
 mod devices;
 mod ports;
 mod sharing;
+mod status;
 
 use alloc::boxed::Box;
-use alloc::format;
 use alloc::rc::Rc;
-use alloc::string::String;
-use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{Ordering, fence};
 
 use outpost::cable::Cable;
 use outpost_config::{ByteSize, Config};
-use outpost_hv::exit::ExitCounts;
-use outpost_net::report::Exposition;
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
-use serde_json::{Value, json};
 
-use super::budget::{Shares, Use};
+use super::budget::Shares;
 use super::cpus::Turn;
 use super::dictionary::{self, Dictionary};
 use super::guest;
 use crate::device::disk::Disk;
 use crate::machine::cpu::Path;
-use crate::machine::{clock, cpu, entropy, entry, heap, power};
+use crate::machine::{clock, cpu, entropy, power};
 use crate::output::{self, console, telemetry};
 
 pub use ports::{NicPorts, find_ports};
@@ -114,25 +109,6 @@ impl Forwarder {
             Forwarder::Cable(_) => None,
         }
     }
-
-    /// Bytes of the dictionary's index.
-    fn index_memory(&self) -> usize {
-        match self {
-            Forwarder::Engine(engine) => engine.store_memory().0,
-            Forwarder::Cable(_) => 0,
-        }
-    }
-
-    fn statistics(&self) -> Value {
-        match self {
-            Forwarder::Engine(engine) => {
-                serde_json::to_value(engine.statistics()).unwrap_or(Value::Null)
-            }
-            Forwarder::Cable(cable) => {
-                json!({"cable": {"frames": cable.frames(), "dropped": cable.dropped()}})
-            }
-        }
-    }
 }
 
 /// Joins the ports like a cable.
@@ -184,6 +160,7 @@ pub struct Service {
     disks: Disks,
     guest: guest::Wire,
     console: console::Service,
+    reports: status::Reports,
     next_status_ns: u64,
     next_console_ns: u64,
     typing_until_ns: u64,
@@ -226,6 +203,7 @@ impl Service {
             disks,
             guest: guest::Wire::take(),
             console: console::Service::start(),
+            reports: status::Reports::new(),
             next_status_ns: 0,
             next_console_ns: 0,
             typing_until_ns: 0,
@@ -302,27 +280,7 @@ impl Service {
     fn housekeeping(&mut self, now_ns: u64) {
         if now_ns >= self.next_status_ns {
             self.next_status_ns = now_ns - now_ns % STATUS_NS + STATUS_NS;
-            let memory = self.memory();
-            let allocations: serde_json::Map<_, _> = Path::ALL
-                .iter()
-                .map(|path| (path.name().into(), heap::allocations(*path).into()))
-                .collect();
-            let memory = json!({
-                "index": memory.index, "rest": memory.rest,
-                "allocations": allocations,
-            });
-            let exits: Vec<u64> = guest::exits_by_vcpu()
-                .iter()
-                .map(ExitCounts::total)
-                .collect();
-            telemetry::status(
-                &guest::state(),
-                &exits,
-                memory,
-                sharing::report(),
-                self.statistics(),
-            );
-            self.append_metrics();
+            self.report();
             if power::button_was_pressed() {
                 log::info!("the box's power button was pressed");
                 self.leave(End::Off, now_ns);
@@ -365,79 +323,6 @@ impl Service {
         }
     }
 
-    /// What the WAN stack does not know, for `/metrics`.
-    fn append_metrics(&mut self) {
-        let memory = self.memory();
-        let Forwarder::Engine(engine) = &mut self.forwarder else {
-            return;
-        };
-        let (up, state, exits) = (
-            clock::now_ms() / 1000,
-            guest::state(),
-            guest::exits().total(),
-        );
-        let mut out = Exposition::new();
-        out.gauge("outpost_uptime_seconds", "Since the box started.", &[], up);
-        out.gauge(
-            "outpost_guest_state",
-            "1 for the state that the guest is in.",
-            &[("state", &state)],
-            1,
-        );
-        out.counter(
-            "outpost_guest_exits_total",
-            "Times that the guest left for the hypervisor.",
-            &[],
-            exits,
-        );
-        sharing::append(&mut out);
-        for (what, bytes) in [("index", memory.index), ("rest", memory.rest)] {
-            out.gauge(
-                "outpost_memory_bytes",
-                "Memory that the box uses beside the guest: the dictionary's index, and the rest.",
-                &[("what", what)],
-                bytes,
-            );
-        }
-        for path in Path::ALL {
-            out.counter(
-                "outpost_allocations_total",
-                "Allocations since the start, by what the CPU was doing.",
-                &[("path", path.name())],
-                heap::allocations(path),
-            );
-        }
-        devices::append(&mut out);
-        if let Some(driver) = &self.disks.driver {
-            let disk = driver.borrow().counters;
-            for (name, help, value) in [
-                (
-                    "outpost_disk_requests_total",
-                    "Requests to the disk, flushes included.",
-                    disk.requests,
-                ),
-                (
-                    "outpost_disk_failed_requests_total",
-                    "Those that the disk refused.",
-                    disk.failed,
-                ),
-                (
-                    "outpost_disk_late_requests_total",
-                    "Those that the disk did not answer in time.",
-                    disk.late,
-                ),
-                (
-                    "outpost_disk_wait_milliseconds_total",
-                    "How long the network's CPU waited for the disk.",
-                    disk.waited_ns / 1_000_000,
-                ),
-            ] {
-                out.counter(name, help, &[], value);
-            }
-        }
-        engine.append_metrics(out.into_text());
-    }
-
     /// Ends the box's run once the guest has shut down; asked again, at once.
     fn leave(&mut self, end: End, now_ns: u64) {
         /// The guest's keeper says first that it was waited for in vain.
@@ -473,39 +358,6 @@ impl Service {
             core::hint::spin_loop();
         }
         clock::spin_us(TRANSMITTER_US);
-    }
-
-    fn memory(&self) -> Use {
-        Use::now(self.forwarder.index_memory())
-    }
-
-    fn statistics(&self) -> Value {
-        let mut net = self.forwarder.statistics();
-        if let Some(net) = net.as_object_mut() {
-            net.insert("ports".into(), self.ports.report());
-            net.insert("dropped_guest_full".into(), self.guest.dropped().into());
-            devices::report(net);
-        }
-        net
-    }
-
-    fn show_status(&mut self) {
-        let up_ms = clock::now_ms().max(1);
-        let asleep: String = cpu::asleep_ns()
-            .map(|ns| format!(" {}%", (ns / 10_000 / up_ms).min(100)))
-            .collect();
-        let text = format!(
-            "up {}.{:03} s, CPUs asleep{asleep}, deepest stack {} of {} KiB\n{}\nguest {}\n{}{:#}",
-            up_ms / 1000,
-            up_ms % 1000,
-            entry::deepest_stack() >> 10,
-            entry::STACK_BYTES >> 10,
-            self.memory(),
-            guest::state(),
-            sharing::describe(),
-            self.statistics()
-        );
-        self.console.print(&text);
     }
 
     /// Until when there may be no work. What comes after this last look calls for the service.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use outpost_config::{MacAddress, Ports};
 use outpost_net::Port;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::device::nic::{self, Nic};
 use crate::device::pci::{Function, Pci};
@@ -141,13 +141,21 @@ impl NicPorts {
     }
 
     /// For the telemetry.
-    pub fn report(&self) -> Value {
-        json!({
-            "lan": self.lan.as_ref().map(Nic::report),
-            "wan": self.wan.as_ref().map(Nic::report),
-            "dropped_no_port": self.no_port,
-        })
+    pub fn report(&self) -> Report {
+        Report {
+            lan: self.lan.as_ref().map(Nic::report),
+            wan: self.wan.as_ref().map(Nic::report),
+            dropped_no_port: self.no_port,
+        }
     }
+}
+
+/// What the ports show of themselves.
+#[derive(Serialize)]
+pub struct Report {
+    lan: Option<nic::Report>,
+    wan: Option<nic::Report>,
+    dropped_no_port: u64,
 }
 
 fn take(nics: &mut Vec<Nic>, name: Option<MacAddress>, key: &str) -> Option<Nic> {
@@ -159,7 +167,7 @@ fn take(nics: &mut Vec<Nic>, name: Option<MacAddress>, key: &str) -> Option<Nic>
                 .iter()
                 .map(|nic| format!("{}", Mac(nic.mac())))
                 .collect();
-            output::problem(&format!(
+            output::problem(format_args!(
                 "[ports] {key} in outpost.toml names {}, which the box does not have; it has {}",
                 Mac(name.0),
                 if there.is_empty() {

@@ -1,73 +1,116 @@
 //! What vCPUs and scheduler have counted, for the pages and the console.
 
-use alloc::format;
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
-use outpost_hv::sched::{Policy, TaskStatistics};
+use outpost::json;
+use outpost_hv::sched::{GangStatistics, Policy, TaskStatistics};
 use outpost_net::report::Exposition;
-use serde_json::{Value, json};
+use serde::{Serialize, Serializer};
 
-use crate::appliance::cpus::Counted;
-use crate::appliance::{cpus, guest};
+use crate::appliance::cpus::{Counted, Task};
+use crate::appliance::guest;
 use crate::machine::cpu;
 
-/// Each task with its name.
-fn named(counted: &Counted) -> Vec<(String, &TaskStatistics)> {
-    let vcpus = counted.vcpus.iter().enumerate();
-    let loads = counted.loads.iter();
-    core::iter::once((String::from("network"), &counted.network))
-        .chain(vcpus.map(|(vcpu, task)| (format!("vcpu{vcpu}"), task)))
-        .chain(loads.map(|(cpu, task)| (format!("load{cpu}"), task)))
-        .collect()
+/// The same for the telemetry.
+#[derive(Serialize)]
+pub struct Report<'a> {
+    #[serde(serialize_with = "json::as_text")]
+    policy: Policy,
+    asleep_ns: Asleep,
+    tasks: Tasks<'a>,
+    gang: Gang,
 }
 
-/// The same for the telemetry.
-pub fn report() -> Value {
-    let Some(counted) = cpus::counted() else {
-        return Value::Null;
-    };
-    let tasks: serde_json::Map<_, _> = named(&counted)
-        .into_iter()
-        .map(|(name, task)| {
-            let times = json!({
-                "run_ns": task.run_ns,
-                "wait_ns": task.wait_ns,
-                "longest_wait_ns": task.longest_wait_ns,
-                "wakes": task.wakes,
-                "migrations": task.migrations,
-            });
-            (name, times)
-        })
-        .collect();
-    let gang = &counted.gang;
-    json!({
-        "policy": counted.policy.to_string(),
-        "asleep_ns": cpu::asleep_ns().collect::<Vec<_>>(),
-        "tasks": tasks,
-        "gang": {
-            "slots": gang.slots,
-            "missed": gang.missed,
-            "broken": gang.broken,
-            "fallbacks": gang.fallbacks,
-            "skew_ns": gang.skew_ns,
-            "longest_skew_ns": gang.longest_skew_ns,
-            "idle_ns": gang.idle_lost_ns,
-        },
-    })
+/// How long each CPU has slept.
+struct Asleep;
+
+impl Serialize for Asleep {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(cpu::asleep_ns())
+    }
+}
+
+struct Tasks<'a>(&'a Counted);
+
+impl Serialize for Tasks<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.tasks().map(|(task, of)| (task, Times::new(of))))
+    }
+}
+
+impl Serialize for Task {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[derive(Serialize)]
+struct Times {
+    run_ns: u64,
+    wait_ns: u64,
+    longest_wait_ns: u64,
+    wakes: u64,
+    migrations: u64,
+}
+
+impl Times {
+    fn new(of: &TaskStatistics) -> Times {
+        Times {
+            run_ns: of.run_ns,
+            wait_ns: of.wait_ns,
+            longest_wait_ns: of.longest_wait_ns,
+            wakes: of.wakes,
+            migrations: of.migrations,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Gang {
+    slots: u64,
+    missed: u64,
+    broken: u64,
+    fallbacks: u64,
+    skew_ns: u64,
+    longest_skew_ns: u64,
+    idle_ns: u64,
+}
+
+impl Gang {
+    fn new(of: &GangStatistics) -> Gang {
+        Gang {
+            slots: of.slots,
+            missed: of.missed,
+            broken: of.broken,
+            fallbacks: of.fallbacks,
+            skew_ns: of.skew_ns,
+            longest_skew_ns: of.longest_skew_ns,
+            idle_ns: of.idle_lost_ns,
+        }
+    }
+}
+
+impl Report<'_> {
+    /// Of what has been counted.
+    pub fn new(counted: &Counted) -> Report<'_> {
+        Report {
+            policy: counted.policy(),
+            asleep_ns: Asleep,
+            tasks: Tasks(counted),
+            gang: Gang::new(counted.gang()),
+        }
+    }
 }
 
 /// What each vCPU did, and what the scheduler did with it, for `/metrics`.
-pub fn append(out: &mut Exposition) {
+pub fn append(out: &mut Exposition, counted: Option<&Counted>) {
     let exits = guest::exits_by_vcpu();
     for (vcpu, counts) in exits.iter().enumerate() {
-        let vcpu = vcpu.to_string();
         for (reason, count) in counts.iter() {
             out.counter(
                 "outpost_guest_vcpu_exits_total",
                 "Times that a vCPU left for the hypervisor, by reason.",
-                &[("vcpu", &vcpu), ("reason", reason)],
+                &[("vcpu", &vcpu), ("reason", &reason)],
                 count,
             );
         }
@@ -76,14 +119,13 @@ pub fn append(out: &mut Exposition) {
         out.counter(
             "outpost_cpu_asleep_nanoseconds_total",
             "How long a CPU of the box had nothing to do and slept.",
-            &[("cpu", &cpu.to_string())],
+            &[("cpu", &cpu)],
             asleep_ns,
         );
     }
-    let Some(counted) = cpus::counted() else {
+    let Some(counted) = counted else {
         return;
     };
-    let tasks = named(&counted);
     type Part = fn(&TaskStatistics) -> u64;
     let parts: [(&str, &str, Part); 4] = [
         (
@@ -108,19 +150,19 @@ pub fn append(out: &mut Exposition) {
         ),
     ];
     for (name, help, part) in parts {
-        for (task, statistics) in &tasks {
-            out.counter(name, help, &[("task", task)], part(statistics));
+        for (task, statistics) in counted.tasks() {
+            out.counter(name, help, &[("task", &task)], part(statistics));
         }
     }
-    for (task, statistics) in &tasks {
+    for (task, statistics) in counted.tasks() {
         out.gauge(
             "outpost_task_longest_wait_nanoseconds",
             "The longest time that a task could have run and had no CPU.",
-            &[("task", task)],
+            &[("task", &task)],
             statistics.longest_wait_ns,
         );
     }
-    let gang = &counted.gang;
+    let gang = counted.gang();
     for (name, help, value) in [
         (
             "outpost_gang_slots_total",
@@ -164,47 +206,38 @@ pub fn append(out: &mut Exposition) {
 }
 
 /// The same in lines for a person.
-pub fn describe() -> String {
-    let mut text = String::new();
+pub fn describe(out: &mut impl Write, counted: Option<&Counted>) -> fmt::Result {
     for (vcpu, counts) in guest::exits_by_vcpu().iter().enumerate() {
-        let _ = writeln!(text, "vCPU {vcpu}: {counts}");
+        writeln!(out, "vCPU {vcpu}: {counts}")?;
     }
-    let Some(counted) = cpus::counted() else {
-        return text;
+    let Some(counted) = counted else {
+        return Ok(());
     };
     let ms = |ns: u64| ns / 1_000_000;
-    let _ = writeln!(
-        text,
-        "policy {}; network ran {} ms, waited {} ms (at most {} us)",
-        counted.policy,
-        ms(counted.network.run_ns),
-        ms(counted.network.wait_ns),
-        counted.network.longest_wait_ns / 1000
-    );
-    for (vcpu, task) in counted.vcpus.iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "vCPU {vcpu} ran {} ms, waited {} ms (at most {} us), woke {} times, moved {} times",
-            ms(task.run_ns),
-            ms(task.wait_ns),
-            task.longest_wait_ns / 1000,
-            task.wakes,
-            task.migrations
-        );
+    for (task, of) in counted.tasks() {
+        let (ran, waited) = (ms(of.run_ns), ms(of.wait_ns));
+        let at_most = of.longest_wait_ns / 1000;
+        match task {
+            Task::Network => writeln!(
+                out,
+                "policy {}; network ran {ran} ms, waited {waited} ms (at most {at_most} us)",
+                counted.policy()
+            )?,
+            Task::Vcpu(vcpu) => writeln!(
+                out,
+                "vCPU {vcpu} ran {ran} ms, waited {waited} ms (at most {at_most} us), woke {} times, moved {} times",
+                of.wakes, of.migrations
+            )?,
+            Task::Load(cpu) => writeln!(
+                out,
+                "load on CPU {cpu} ran {ran} ms, waited {waited} ms (at most {at_most} us; [services] load: for measurement)"
+            )?,
+        }
     }
-    for (cpu, task) in &counted.loads {
-        let _ = writeln!(
-            text,
-            "load on CPU {cpu} ran {} ms, waited {} ms (at most {} us; [services] load: for measurement)",
-            ms(task.run_ns),
-            ms(task.wait_ns),
-            task.longest_wait_ns / 1000
-        );
-    }
-    let gang = &counted.gang;
-    if counted.policy == Policy::Gang {
-        let _ = writeln!(
-            text,
+    let gang = counted.gang();
+    if counted.policy() == Policy::Gang {
+        writeln!(
+            out,
             "gang: {} starts, {} missed, {} broken, {} fallbacks, skew {} us on average (at most {} us), idle {} ms",
             gang.slots,
             gang.missed,
@@ -213,7 +246,7 @@ pub fn describe() -> String {
             gang.skew_ns / gang.slots.max(1) / 1000,
             gang.longest_skew_ns / 1000,
             ms(gang.idle_lost_ns)
-        );
+        )?;
     }
-    text
+    Ok(())
 }

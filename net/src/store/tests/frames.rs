@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::device::Memory;
+use super::device::{Fault, Memory};
 use super::*;
 use crate::dedup::tests::simulation::{Rng, World, noise};
 use crate::dedup::{Encoder, Flush, Receiver, Sender};
@@ -28,6 +28,25 @@ fn a_segment_in_use_outlives_newer_ones() {
     }
     assert!(!log.forward(100).is_empty());
     assert!(log.forward(SEGMENT as u64 + 100).is_empty());
+}
+
+#[test]
+fn writing_allocates_nothing() {
+    for direction in [Direction::Sending, Direction::Receiving] {
+        let device = Memory::new(SIZE);
+        let mut log = open_log(&device, direction);
+        log.write(0, &bytes(1, 0..SEGMENT as u64 / 2));
+        log.note(1000, 7);
+        // What the device would keep does not count.
+        device.fault.set(Fault::Liar);
+        let before = log.statistics();
+        let allocated = allocation_counter::measure(|| {
+            log.sync();
+        });
+        let after = log.statistics();
+        assert!(after.store_segment_writes > before.store_segment_writes);
+        assert_eq!(allocated.count_total, 0, "{direction:?}");
+    }
 }
 
 #[test]

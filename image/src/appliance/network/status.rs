@@ -1,0 +1,225 @@
+//! What the box shows of itself: a line of telemetry each second, what `/metrics` has beside the WAN stack's own, and `status` on the console.
+//! It is all put together in memory that was taken at the start: nothing is allocated.
+
+use alloc::boxed::Box;
+use core::fmt::Write;
+
+use outpost::json;
+use outpost_hv::exit::ExitCounts;
+use outpost_net::Statistics;
+use outpost_net::report::Exposition;
+use serde::Serialize;
+
+use super::{Forwarder, Service, devices, ports, sharing};
+use crate::appliance::budget::{Allocations, Use};
+use crate::appliance::cpus::Counted;
+use crate::appliance::guest;
+use crate::machine::{clock, cpu, entry};
+use crate::output::telemetry;
+
+/// Metrics that the box adds: with room for 16 vCPUs that leave for every reason there is, and loads on 64 CPUs.
+const METRICS: usize = 64;
+const SAMPLES: usize = 1024;
+const METRICS_BYTES: usize = 64 << 10;
+/// The counters for the console, as JSON.
+const COUNTERS_BYTES: usize = 16 << 10;
+
+/// Where reports are put together.
+pub struct Reports {
+    counted: Option<Counted>,
+    metrics: Exposition,
+    counters: Box<[u8]>,
+}
+
+impl Reports {
+    /// Takes the room for them.
+    pub fn new() -> Reports {
+        Reports {
+            counted: Counted::new(),
+            metrics: Exposition::with_room(METRICS, SAMPLES, METRICS_BYTES),
+            counters: alloc::vec![0; COUNTERS_BYTES].into(),
+        }
+    }
+}
+
+/// How things stand.
+#[derive(Serialize)]
+struct Status<'a> {
+    ms: u64,
+    #[serde(serialize_with = "json::as_text")]
+    guest: guest::State,
+    guest_exits: u64,
+    guest_exits_by_vcpu: &'a [u64],
+    memory: Use,
+    sharing: Option<sharing::Report<'a>>,
+    net: Counters,
+}
+
+/// What the WAN stack, the ports and the guest's devices have counted.
+#[derive(Serialize)]
+struct Counters {
+    #[serde(flatten)]
+    engine: Option<Statistics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cable: Option<CableCounters>,
+    ports: ports::Report,
+    dropped_guest_full: u64,
+    #[serde(flatten)]
+    devices: Option<devices::Report>,
+}
+
+/// What the plain bridge has counted.
+#[derive(Serialize)]
+struct CableCounters {
+    frames: u64,
+    dropped: u64,
+}
+
+impl Service {
+    /// Says in the telemetry, and for `/metrics`, how things stand.
+    pub(super) fn report(&mut self) {
+        if let Some(counted) = &mut self.reports.counted {
+            counted.update();
+        }
+        let exits: guest::EachVcpu<u64> = guest::exits_by_vcpu()
+            .iter()
+            .map(ExitCounts::total)
+            .collect();
+        telemetry::status(Status {
+            ms: clock::now_ms(),
+            guest: guest::State,
+            guest_exits: exits.iter().sum(),
+            guest_exits_by_vcpu: &exits,
+            memory: self.memory(),
+            sharing: self.reports.counted.as_ref().map(sharing::Report::new),
+            net: self.counters(),
+        });
+        self.append_metrics();
+    }
+
+    fn counters(&self) -> Counters {
+        let (engine, cable) = match &self.forwarder {
+            Forwarder::Engine(engine) => (Some(engine.statistics()), None),
+            Forwarder::Cable(cable) => {
+                let (frames, dropped) = (cable.frames(), cable.dropped());
+                (None, Some(CableCounters { frames, dropped }))
+            }
+        };
+        Counters {
+            engine,
+            cable,
+            ports: self.ports.report(),
+            dropped_guest_full: self.guest.dropped(),
+            devices: devices::Report::now(),
+        }
+    }
+
+    /// What the box has in use.
+    pub(super) fn memory(&self) -> Use {
+        Use::now(match &self.forwarder {
+            Forwarder::Engine(engine) => engine.store_memory().0,
+            Forwarder::Cable(_) => 0,
+        })
+    }
+
+    /// What the WAN stack does not know, for `/metrics`.
+    fn append_metrics(&mut self) {
+        let memory = self.memory();
+        let Forwarder::Engine(engine) = &mut self.forwarder else {
+            return;
+        };
+        let out = &mut self.reports.metrics;
+        out.clear();
+        out.gauge(
+            "outpost_uptime_seconds",
+            "Since the box started.",
+            &[],
+            clock::now_ms() / 1000,
+        );
+        out.gauge(
+            "outpost_guest_state",
+            "1 for the state that the guest is in.",
+            &[("state", &guest::State)],
+            1,
+        );
+        out.counter(
+            "outpost_guest_exits_total",
+            "Times that the guest left for the hypervisor.",
+            &[],
+            guest::exits().total(),
+        );
+        sharing::append(out, self.reports.counted.as_ref());
+        for (what, bytes) in [("index", memory.index), ("rest", memory.rest)] {
+            out.gauge(
+                "outpost_memory_bytes",
+                "Memory that the box uses beside the guest: the dictionary's index, and the rest.",
+                &[("what", &what)],
+                bytes,
+            );
+        }
+        for (path, count) in Allocations.by_path() {
+            out.counter(
+                "outpost_allocations_total",
+                "Allocations since the start, by what the CPU was doing.",
+                &[("path", &path)],
+                count,
+            );
+        }
+        devices::append(out);
+        if let Some(driver) = &self.disks.driver {
+            let disk = driver.borrow().counters;
+            for (name, help, value) in [
+                (
+                    "outpost_disk_requests_total",
+                    "Requests to the disk, flushes included.",
+                    disk.requests,
+                ),
+                (
+                    "outpost_disk_failed_requests_total",
+                    "Those that the disk refused.",
+                    disk.failed,
+                ),
+                (
+                    "outpost_disk_late_requests_total",
+                    "Those that the disk did not answer in time.",
+                    disk.late,
+                ),
+                (
+                    "outpost_disk_wait_milliseconds_total",
+                    "How long the network's CPU waited for the disk.",
+                    disk.waited_ns / 1_000_000,
+                ),
+            ] {
+                out.counter(name, help, &[], value);
+            }
+        }
+        engine.append_metrics(out);
+    }
+
+    /// Shows the same on the console.
+    pub(super) fn show_status(&mut self) {
+        let (memory, counters) = (self.memory(), self.counters());
+        let Reports {
+            counted,
+            counters: room,
+            ..
+        } = &mut self.reports;
+        if let Some(counted) = counted {
+            counted.update();
+        }
+        let up_ms = clock::now_ms().max(1);
+        self.console.print(|out| {
+            let (seconds, ms) = (up_ms / 1000, up_ms % 1000);
+            write!(out, "up {seconds}.{ms:03} s, CPUs asleep")?;
+            for ns in cpu::asleep_ns() {
+                write!(out, " {}%", (ns / 10_000 / up_ms).min(100))?;
+            }
+            let (deepest, stack) = (entry::deepest_stack() >> 10, entry::STACK_BYTES >> 10);
+            writeln!(out, ", deepest stack {deepest} of {stack} KiB")?;
+            writeln!(out, "{memory}")?;
+            writeln!(out, "guest {}", guest::State)?;
+            sharing::describe(out, counted.as_ref())?;
+            json::indent(json::write(&counters, room).unwrap_or_default(), out)
+        });
+    }
+}

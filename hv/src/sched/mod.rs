@@ -389,6 +389,8 @@ impl Scheduler {
         let Some(this) = self.cpus.get_mut(cpu) else {
             return;
         };
+        // Who read the clock before another CPU had the lock and counted is late: what was counted is not counted again.
+        let now = this.counted.max(now);
         this.counted = now;
         let before = this.current;
         if before == next {

@@ -103,6 +103,25 @@ fn the_wait_that_a_task_is_in_counts_as_the_longest() {
     assert_eq!(scheduler.statistics(id, 80).longest_wait_ns, 50);
 }
 
+/// A CPU reads the clock before it has the lock, and another one that has it may count until later.
+#[test]
+fn no_time_is_counted_twice() {
+    let mut scheduler = Scheduler::new(Policy::Fair, Tuning::default(), 1);
+    let [first, second] = [1, 0].map(|_| scheduler.add(Kind::Service, nice(0), CpuSet::only(0)));
+    scheduler.wake(0, first);
+    scheduler.schedule(0, 0);
+    assert_eq!(scheduler.statistics(first, 1000).run_ns, 1000);
+    scheduler.schedule(400, 0);
+    scheduler.schedule(1500, 0);
+    assert_eq!(scheduler.statistics(first, 1500).run_ns, 1500);
+    scheduler.block(1200, 0);
+    scheduler.wake(1200, second);
+    scheduler.schedule(1300, 0);
+    scheduler.schedule(2000, 0);
+    let ran = [first, second].map(|task| scheduler.statistics(task, 2000).run_ns);
+    assert_eq!(ran, [1500, 500]);
+}
+
 /// Guest and services on each CPU, both wanting everything: their CPU times.
 fn shares(policy: Policy, cpus: usize, guest: Nice, services: Nice, piece_ns: u64) -> (u64, u64) {
     let mut box_ = simulation(policy, cpus);

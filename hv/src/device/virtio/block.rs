@@ -46,8 +46,8 @@ enum Status {
     Unsupported = 2,
 }
 
-/// Requests answered by one call without asking the host. The rest waits for the next one.
-const BUDGET: usize = 16;
+/// Buffers of the requests that one call answers without asking the host: the request that goes beyond is the last. The rest waits for the next call.
+const BUDGET: usize = 128;
 
 /// The disk that the guest is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,7 +307,7 @@ impl Block {
                 break;
             }
             if queue.pop(access.mem, &mut self.chain)? {
-                budget -= 1;
+                budget = budget.saturating_sub(self.chain.buffers());
                 match self.parse(access)? {
                     Ok(request) => {
                         self.under_way = Some(UnderWay {

@@ -10,8 +10,8 @@ const TRANSMIT: usize = 1;
 
 /// Most output of one chain, in bytes.
 const CHAIN_MAX: u64 = 64 << 10;
-/// Chains of output taken by one call. The rest waits for the next one.
-const BUDGET: usize = 16;
+/// Buffers, or KiB, of output that one call takes: the chain that goes beyond is the last. The rest waits for the next call.
+const BUDGET: usize = 64;
 /// Input given at once, in bytes.
 const INPUT_MAX: usize = 64;
 
@@ -43,8 +43,10 @@ impl Console {
         let mut budget = BUDGET;
         loop {
             while budget > 0 && queue.pop(access.mem, access.chain)? {
-                budget -= 1;
-                if access.chain.readable_length() > CHAIN_MAX {
+                let length = access.chain.readable_length();
+                let cost = access.chain.buffers().max((length >> 10) as usize);
+                budget = budget.saturating_sub(cost);
+                if length > CHAIN_MAX {
                     return Err(QueueError::Form(
                         "more than 64 KiB of console output at once",
                     ));

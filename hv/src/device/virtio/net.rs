@@ -23,8 +23,9 @@ const ONE_BUFFER: [u8; HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 pub const FRAME_MAX: usize = 1518;
 const MTU: u16 = 1500;
 
-/// Frames moved in each direction by one call. The rest waits for the next one.
-const BUDGET: usize = 256;
+/// Buffers that one call moves frames from or to, in each direction: the chain that goes beyond is the last. The rest waits for the next call. Linux has one
+/// or two buffers for a frame.
+const BUDGET: usize = 512;
 
 /// What has happened on the interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl Net {
         let mut budget = BUDGET;
         loop {
             while budget > 0 && queue.pop(access.mem, access.chain)? {
-                budget -= 1;
+                budget = budget.saturating_sub(access.chain.buffers());
                 let length = access.chain.read(access.mem, 0, &mut self.frame[..])?;
                 let whole = length as u64 == access.chain.readable_length();
                 match self.frame.get(HEADER..length) {
@@ -109,7 +110,8 @@ impl Net {
         let Some(queue) = access.queues.get_mut(RECEIVE) else {
             return Ok(());
         };
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget > 0 {
             // Frames wait in the box's queue, so one is taken only when it has a place. Buffers that come back while there are others need no exit;
             // the first after the last one does.
             if !queue.has_available(access.mem)? && !queue.request_notification(access.mem)? {
@@ -125,6 +127,7 @@ impl Net {
             if !queue.pop(access.mem, access.chain)? {
                 break;
             }
+            budget = budget.saturating_sub(access.chain.buffers());
             let total = HEADER + length.min(FRAME_MAX);
             let mut written = 0;
             if access.chain.writable_length() >= total as u64 {

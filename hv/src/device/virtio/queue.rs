@@ -94,6 +94,11 @@ impl Chain {
         }
     }
 
+    /// How many buffers it has: what it costs to take it.
+    pub fn buffers(&self) -> usize {
+        self.readable.len() + self.writable.len()
+    }
+
     /// Bytes that the device may read.
     pub fn readable_length(&self) -> u64 {
         self.readable.iter().map(|buffer| buffer.length).sum()

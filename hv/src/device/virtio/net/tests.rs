@@ -97,3 +97,32 @@ fn a_flood_is_worked_off_in_portions() {
     assert_eq!(host.take_sent().len(), usize::from(ENTRIES));
     assert!(!driver.device.has_backlog());
 }
+
+/// A chain of 256 buffers costs what 256 chains of one do. (Each chain here is a frame, a byte from each buffer.)
+#[test]
+fn one_call_takes_so_many_buffers_and_no_more_in_however_few_chains() {
+    const ENTRIES: u16 = 256;
+    const LINKED: u16 = 1;
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    driver.negotiate(crate::device::virtio::feature::VERSION_1);
+    driver.set_up_queue(1, u32::from(ENTRIES));
+    driver.set(0x70, 1 | 2 | 8 | 4);
+    for index in 0..ENTRIES {
+        let flags = if index + 1 < ENTRIES { LINKED } else { 0 };
+        driver.describe(1, index, 0x10_0000, 1, flags, index + 1);
+    }
+    // Every entry of the ring says 0, the head of all.
+    driver.set_available_index(1, ENTRIES);
+    driver.notify(1);
+    let taken = |driver: &Driver<'_, Net>| driver.device.backend().counters().sent;
+    assert_eq!(taken(&driver), 2);
+    for calls in 2..=u64::from(ENTRIES) / 2 {
+        assert!(driver.device.has_backlog());
+        driver.service();
+        assert_eq!(taken(&driver), 2 * calls);
+    }
+    driver.service();
+    assert_eq!(taken(&driver), u64::from(ENTRIES));
+    assert!(!driver.device.has_backlog() && driver.device.is_running());
+}

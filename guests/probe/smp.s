@@ -119,8 +119,10 @@ smp_round:
         call    wait_equal
         jmp     4b
 
+5:      call    route_pins
+        call    shoot_down
         # The last one once more, from the beginning.
-5:      cmpl    $1, cpus
+        cmpl    $1, cpus
         je      6f
         movl    last_record, %ebx
         movl    cpus, %eax

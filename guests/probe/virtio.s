@@ -3,7 +3,7 @@
 
         .set    FIRST_WINDOW, 0xD0000000
         .set    WINDOW_STRIDE, 0x1000
-        .set    DEVICES, 3
+        .set    DEVICES, 4
         .set    MAGIC, 0x74726976               # "virt"
         .set    QUEUE_ENTRIES, 8
         .set    RANDOM_WRITES, 300
@@ -42,7 +42,7 @@ mode_garbage_virtio:
         incl    failures
 3:      jmp     passed_or_failed
 
-# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy.
+# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy, and what is no request to a disk.
 mode_flood:
         call    say_init
         call    seconds
@@ -94,10 +94,12 @@ mode_nowhere:
 1:      cmpl    $MAGIC, (%ebx)
         jne     3f
         incl    found
-        movl    $1, queue                       # which the driver fills with data; the source of entropy has only queue 0
+        movl    $1, queue                       # which the driver fills with data; the source of entropy and the disk have only queue 0
         cmpl    $4, 8(%ebx)
+        je      6f
+        cmpl    $2, 8(%ebx)
         jne     2f
-        movl    $0, queue
+6:      movl    $0, queue
 2:      call    device_start
         movl    $0xE0000000, 0x80(%ebx)         # RAM ends at 3 GiB, and goes on at 4 GiB
         call    device_go
@@ -112,7 +114,14 @@ mode_nowhere:
         movl    $text_needs_reset, %esi
         call    expect_equal
         call    device_start
-        call    device_go
+        cmpl    $2, 8(%ebx)
+        jne     7f
+        movl    $16, descriptors + 8            # a disk wants a header, and room for its answer
+        movl    $0x00010001, descriptors + 12
+        movl    $(buffer + 64), descriptors + 16
+        movl    $1, descriptors + 24
+        movw    $2, descriptors + 28
+7:      call    device_go
         testl   $0x40, 0x70(%ebx)
         movl    $text_reset, %esi
         call    expect_equal

@@ -69,9 +69,9 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
     setup::ensure(&[Group::Emulator])?;
     let scratch = Scratch::new("once")?;
     let disk = scratch.path().join("disk.img");
-    let built = image::build_with(arguments.own_guest()?, None, None)?;
     let ports = "debug_exit = true\ncom3 = true\n";
     let config = super::default_config(Some("custom"), arguments, ports)?;
+    let built = image::build_with(arguments.own_guest()?, None, None)?;
     image::with_config(&built.path, &config, &disk, Some(DISK_BYTES))?;
 
     let telemetry = scratch.path().join("telemetry");

@@ -161,6 +161,14 @@ pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
         run.stderr
     );
     interrupted(trial, &kernel)?;
+    // What the box would not take is said at once, and not waited for.
+    probe(&["--guest-cmdline", "spin", "--memory", "8"])?.must_be(
+        "too little memory",
+        1,
+        "",
+        "a guest does not start in 8 MiB",
+    )?;
+    probe(&["--guest-cmdline", "spin", "--vcpus", "17"])?.must_be("too many vCPUs", 2, "", "17")?;
 
     // What it has its paravirtual console write is not its serial port's.
     let run = probe(&["--guest-cmdline", "nowhere"])?;
@@ -177,8 +185,12 @@ pub fn once_command(trial: &mut Trial<'_>) -> Result<()> {
     linux(trial)?;
 
     let modules = [("first", "alpha"), ("second", "beta beta")];
-    let mut words = vec!["--guest-cmdline".to_owned(), "modules".to_owned()];
-    let mut expected = INIT.to_owned();
+    let mut words = vec![
+        "--guest-cmdline".to_owned(),
+        "modules -- as  given".to_owned(),
+    ];
+    // The command line is the user's, to the letter.
+    let mut expected = format!("{INIT}probe: command line: modules -- as  given\n");
     for (index, (name, bytes)) in modules.into_iter().enumerate() {
         std::fs::write(file(name), bytes)?;
         let text = match index {

@@ -129,7 +129,10 @@ pub fn probe_flood(trial: &mut Trial<'_>) -> Result<()> {
     machine.wait_for("many notifications to be counted", |said| {
         let devices = &said.status()?["net"]["guest_devices"];
         let many = |device: &str| devices[device]["notifications"].as_u64() > Some(1_000);
-        (many("net") && many("console") && many("entropy")).then_some(())
+        ["net", "console", "entropy", "disk"]
+            .into_iter()
+            .all(many)
+            .then_some(())
     })?;
     machine.console("probe: flood: passed")?;
     machine.guest(&status(0))?;
@@ -164,7 +167,8 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
 
 /// A guest and a service that want everything on every CPU: both have some of it, and the network what it needs.
 pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
-    let keys = format!("{TWO}policy = \"gang\"\n[services]\nnice = 0\nload = [0, 1, 2, 7]\n");
+    let keys =
+        format!("{TWO}policy = \"gang\"\nnice = 10\n[services]\nnice = 0\nload = [0, 1, 2, 7]\n");
     // The last CPU of the list is not there, and the box says so.
     let mut machine = probe_on(
         trial,
@@ -209,6 +213,14 @@ pub fn probe_load(trial: &mut Trial<'_>) -> Result<()> {
         ensure!(times.run_ns > 0 && times.wait_ns > 0, "{task}: {times:?}");
     }
     ensure!(sharing.gang.slots > 0, "the gang never ran as one");
+    // By the weights it is 110 to 1024: nice values are the guest's and the services', and not the other way round.
+    let ran =
+        |tasks: [&str; 2]| -> u64 { tasks.iter().map(|task| sharing.tasks[*task].run_ns).sum() };
+    let (guest, services) = (ran(["vcpu0", "vcpu1"]), ran(["load1", "load2"]));
+    ensure!(
+        guest < services / 4,
+        "with nice 10 beside 0 the guest ran {guest} ns, the services {services} ns"
+    );
     machine.forwards()
 }
 
@@ -262,7 +274,8 @@ pub fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = probe(trial, "triple-fault", &["triple fault"])?;
     machine.problem("triple fault")?;
     // It is started again, with back-off, and the rest goes on meanwhile.
-    machine.console("starts again in")?;
+    machine.console("starts again in 1 s")?;
+    machine.console("starts again in 2 s")?;
     machine.forwards()?;
     machine.answers_itself()?;
     machine.goes_on(2)

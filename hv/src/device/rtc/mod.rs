@@ -244,7 +244,7 @@ impl Rtc {
     }
 
     /// The second of the day of the next alarm at or after `start`, a second of a day; none if the alarm never matches. The
-    /// fields are looked for one after the other, so that no setting takes more than a few dozen steps: this is asked at each exit.
+    /// fields are looked for one after the other, so that no setting takes more than a few dozen steps.
     fn alarm_in_day(&self, start: i64) -> Option<i64> {
         let [second, minute, hour] = self.alarm;
         let field = |value: u8, number: u8| (value < ANY).then_some(i64::from(number));

@@ -52,7 +52,7 @@ pub fn begin(request: BlockRequest, buffer: Box<[u8]>) -> Result<u64, Box<[u8]>>
 
 /// See [`outpost_hv::host::Host::block_end`].
 pub fn end() -> Option<BlockDone> {
-    // Asked at every exit: mostly there is nothing.
+    // Asked often: mostly there is nothing.
     if !DONE.load(Ordering::Acquire) {
         return None;
     }

@@ -26,7 +26,7 @@ pub struct BoxHost {
     from_box: Mutex<Consumer>,
     output: Mutex<ByteQueue>,
     input: Mutex<ByteQueue>,
-    /// Where what the guest writes to its serial port also goes, as it is.
+    /// Where what the guest writes to its serial port also goes, as it is: for tools, in an emulator whose port takes all at once. A vCPU waits for a slower one.
     copy: Mutex<Option<Serial>>,
 }
 

@@ -2,26 +2,21 @@
 
 mod disk;
 mod host;
+mod make;
 
-use alloc::boxed::Box;
-use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::{self, Write};
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 
 use outpost::console::GuestSays;
-use outpost::memory::Run;
 use outpost::restart::{Ended, RestartPolicy};
-use outpost_config::{Config, Guest, Services};
-use outpost_hv::cpu::Vcpu;
-use outpost_hv::cpu::svm::SvmGuest;
+use outpost_config::Services;
 use outpost_hv::device::virtio::block::BlockConfig;
 use outpost_hv::exit::{ExitCounters, ExitCounts};
-use outpost_hv::machine::{GuestImage, Left, Machine, MachineConfig, Stop, StopReason};
-use outpost_hv::mem::{GuestMemory, HostRange};
+use outpost_hv::machine::{Left, Machine, MachineConfig, Stop, StopReason};
 use outpost_hv::platform::layout::MAX_VCPUS;
 use outpost_hv::platform::{DEVICE_VCPU, PlatformCounters};
 use outpost_hv::sched::{CpuSet, Nice, Policy};
@@ -29,27 +24,14 @@ use spin::Mutex;
 
 use super::budget::Shares;
 use super::cpus::{self, Sharing, Turn};
-use crate::firmware::{Findings, GuestFiles};
+use crate::firmware::Findings;
 use crate::machine::cpu::{self, Path};
 use crate::machine::{clock, panic};
 use crate::output::{self, telemetry};
 
 pub use disk::Disk;
 pub use host::{Wire, console_input, console_output, has_console_output};
-
-/// What the guest's CPU can make ready before it is told to start.
-struct Material {
-    files: GuestFiles,
-    memory: Vec<Run>,
-}
-
-/// The word to start.
-struct Order {
-    /// What the box adds to the kernel's command line.
-    words: String,
-    machine: MachineConfig,
-    vcpus: usize,
-}
+use make::{Material, Order, clear, mac, make, words};
 
 /// Where the guest is in its life. Kept as one byte, so that the network's CPU never waits for the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +186,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) 
     }
     *ORDER.lock() = Some(Order {
         words: words(config, guest),
+        cmdline: guest.cmdline.clone(),
         machine: MachineConfig {
             mac: Some(mac(lan_mac)),
             block,
@@ -240,28 +223,6 @@ fn set_of(cpus: &[u8]) -> CpuSet {
     cpus.iter().fold(CpuSet::default(), |set, cpu| {
         set.with(CpuSet::only(usize::from(*cpu)))
     })
-}
-
-/// The box's words for the kernel's command line, then the configuration's.
-fn words(config: &Config, guest: &Guest) -> String {
-    let mut words = String::new();
-    if let Some(address) = guest.address {
-        let _ = write!(words, " outpost.address={address}");
-    }
-    if let Some(gateway) = config.management.gateway {
-        let _ = write!(words, " outpost.gateway={gateway}");
-    }
-    let _ = write!(words, " outpost.name={}", guest.name);
-    if !guest.cmdline.is_empty() {
-        let _ = write!(words, " {}", guest.cmdline);
-    }
-    words
-}
-
-/// The guest's MAC address: locally administered, made from the LAN port's.
-fn mac(lan: [u8; 6]) -> [u8; 6] {
-    let [_, _, a, b, c, d] = lan;
-    [0x02, 0x6f, a, b, c, d]
 }
 
 /// Where the keeper is.
@@ -514,60 +475,6 @@ pub fn is_locked() -> bool {
             .lock()
             .as_ref()
             .is_some_and(|machine| machine.is_locked())
-}
-
-/// Clears the guest's memory: what the firmware or an earlier run left there is none of the guest's business. Pages that are
-/// zero already are only read: on a machine whose memory is made as it is written to, that is most of them.
-fn clear(start: u64, end: u64) {
-    const PAGE: usize = 4096;
-    for at in (start..end).step_by(PAGE) {
-        // SAFETY: the run is the guest's alone (`budget`), and no guest runs.
-        let page = unsafe { &mut *(at as *mut [u64; PAGE / 8]) };
-        if page.iter().fold(0, |all, word| all | word) != 0 {
-            page.fill(0);
-        }
-    }
-}
-
-fn make(material: &Material, order: &Order) -> Result<Machine<'static>, String> {
-    let ranges: Vec<HostRange> = material
-        .memory
-        .iter()
-        .map(|run| HostRange {
-            start: run.start,
-            length: run.bytes(),
-        })
-        .collect();
-    // SAFETY: the ranges are the guest's alone and mapped one to one; the only `GuestMemory` made of them before is gone.
-    let memory = unsafe { GuestMemory::new(&ranges) }.map_err(|error| error.to_string())?;
-    // SAFETY: this is ring 0 with all memory mapped one to one, and stays so; the CPUs of a box are alike; the machine takes memory and
-    // vCPUs together.
-    let guest = unsafe { SvmGuest::of(&memory) }.map_err(|error| error.to_string())?;
-    let tables = guest.tables();
-    let vcpus = guest
-        .vcpus(order.vcpus)
-        .into_iter()
-        .map(|vcpu| Box::new(vcpu) as Box<dyn Vcpu + Send>)
-        .collect();
-    let machine = Machine::new(&order.machine, memory, vcpus, host::get());
-    let command_line = format!("{}{}", material.files.command_line, order.words);
-    let image = GuestImage {
-        kernel: material.files.kernel(),
-        ramdisk: material.files.ramdisk(),
-        command_line: &command_line,
-    };
-    machine
-        .load(&order.machine, &image)
-        .map_err(|error| error.to_string())?;
-    log::info!(
-        "guest: {} vCPUs, {} MiB in {} pages of 1 GiB and {} of 2 MiB, {} pages of nested tables",
-        machine.vcpus(),
-        ranges.iter().map(|range| range.length).sum::<u64>() >> 20,
-        tables.leaves_1g,
-        tables.leaves_2m,
-        tables.table_pages
-    );
-    Ok(machine)
 }
 
 /// Says why the guest stopped, with evidence if something is wrong. A box that waits for its guest's end goes when all is said.

@@ -23,6 +23,15 @@ pub const MEMORY_MIB: u32 = 768;
 pub const TICKS_PER_INSTRUCTION: u64 = 1 << TICKS_SHIFT;
 const TICKS_SHIFT: u32 = 5;
 
+/// For `-cpu`: the model, and features in QEMU's notation.
+pub fn cpu(accelerator: Accelerator, features: &[String]) -> String {
+    let features = features.iter().map(String::as_str);
+    core::iter::once(accelerator.cpu_model())
+        .chain(features)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
 /// The options that say what executes a machine's instructions, and whether the time in it is their number, times [`TICKS_PER_INSTRUCTION`].
 pub fn execution(
     accelerator: Accelerator,
@@ -225,15 +234,7 @@ impl Qemu {
             add(option, value);
         }
         add("-M", "q35".to_owned());
-        let features: String = self
-            .cpu_features
-            .iter()
-            .map(|feature| format!(",{feature}"))
-            .collect();
-        add(
-            "-cpu",
-            format!("{}{features}", self.accelerator.cpu_model()),
-        );
+        add("-cpu", cpu(self.accelerator, &self.cpu_features));
         add("-smp", self.cpus.to_string());
         add("-m", self.memory_mib.to_string());
         add("-display", "none".to_owned());

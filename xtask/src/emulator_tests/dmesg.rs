@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -41,13 +41,13 @@ fn parse(line: &str) -> Option<Line> {
     })
 }
 
-/// The kernel's log, to the end.
-fn log_of(running: &mut Running, deadline: Instant) -> Result<Vec<Line>> {
+/// The kernel's log to the end, and what the guest says of its devices.
+fn log_of(running: &mut Running, deadline: Instant) -> Result<(Vec<Line>, Vec<String>)> {
     running
         .guest
         .set_read_timeout(Some(Duration::from_secs(1)))?;
     let mut reader = BufReader::new(running.guest.try_clone()?);
-    let (mut lines, mut bytes) = (Vec::new(), Vec::new());
+    let (mut lines, mut says, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     loop {
         process::check_interrupted()?;
         ensure!(
@@ -66,8 +66,9 @@ fn log_of(running: &mut Running, deadline: Instant) -> Result<Vec<Line>> {
                 bytes.clear();
                 ensure!(!line.contains("cannot load"), "the guest says: {line}");
                 if line.contains("stock: end") {
-                    return Ok(lines);
+                    return Ok((lines, says));
                 }
+                says.extend(line.trim().strip_prefix("stock: ").map(str::to_owned));
                 lines.extend(parse(&line));
             }
             Err(error)
@@ -103,6 +104,28 @@ fn surplus(ours: &[Line], theirs: &[Line]) -> Vec<String> {
         .collect()
 }
 
+/// What makes no line in the kernel's log when it is missing: random numbers come from the box's device, and the clock has the time of day.
+fn devices_work(says: &[String]) -> Result<()> {
+    const RNG: &str = "rng virtio_rng.0 gave 16";
+    /// Whatever this machine's clock is set to, the firmware's is that within this.
+    const SECONDS: u64 = 3600;
+    ensure!(
+        says.iter().any(|it| it == RNG),
+        "{RNG:?} is not in {says:?}"
+    );
+    let rtc = says.iter().find_map(|it| it.strip_prefix("rtc rtc_cmos "));
+    // Behind the driver's name stands the device's.
+    let rtc: u64 = rtc
+        .and_then(|words| words.split(' ').nth(1)?.parse().ok())
+        .with_context(|| format!("no RTC with a time in {says:?}"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    ensure!(
+        rtc.abs_diff(now) < SECONDS,
+        "the guest's RTC says {rtc} s since 1970, and it is {now}"
+    );
+    Ok(())
+}
+
 /// The test.
 pub fn stock_kernel(trial: &mut Trial<'_>) -> Result<()> {
     let guest = image::guest_files(GUEST)?.context("the stock guest has no files")?;
@@ -118,11 +141,15 @@ pub fn stock_kernel(trial: &mut Trial<'_>) -> Result<()> {
         cpus: VCPUS + 1,
         vcpus: VCPUS,
         memory: MEMORY_MIB,
+        cpu_features: Vec::new(),
     };
     let mut logs = Vec::new();
     for way in [Way::Direct, Way::Outpost] {
         let mut running = bench.start(way)?;
-        let log = log_of(&mut running, trial.deadline).with_context(|| way.name())?;
+        let (log, says) = log_of(&mut running, trial.deadline).with_context(|| way.name())?;
+        if way == Way::Outpost {
+            devices_work(&says)?;
+        }
         let text: String = log
             .iter()
             .map(|line| format!("<{}> {}\n", line.level, line.text))

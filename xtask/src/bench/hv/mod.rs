@@ -58,6 +58,9 @@ pub struct Args {
     /// Seconds that the guest idles
     #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(5..=600))]
     idle: u32,
+    /// Take a feature from the emulated CPU, for all three ways (may be given more than once): erms and fsrm, which the box hides from its guest there
+    #[arg(long, value_name = "FEATURE", value_parser = cpu_feature)]
+    without: Vec<String>,
     /// Also write the rows to this file, as JSON
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -96,7 +99,24 @@ impl Figure {
     }
 }
 
+/// A name as QEMU has them.
+fn cpu_feature(name: &str) -> Result<String, String> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    match !name.is_empty() && name.bytes().all(is_name) {
+        true => Ok(name.to_owned()),
+        false => Err("a CPU feature has a name such as erms".to_owned()),
+    }
+}
+
 impl Args {
+    /// What is taken from the CPU, in QEMU's notation.
+    fn cpu_features(&self) -> Vec<String> {
+        self.without
+            .iter()
+            .map(|name| format!("{name}=off"))
+            .collect()
+    }
+
     /// All CPUs, where the guest needs them all. The box would keep several vCPUs off the first one on this emulator.
     fn all_cpus(&self) -> Option<u8> {
         (self.cpus <= self.vcpus).then_some(self.cpus)
@@ -217,9 +237,13 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
 
 /// All rounds of the bench guest.
 fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
+    let without = match arguments.without.join(", ") {
+        names if names.is_empty() => names,
+        names => format!(" without {names}"),
+    };
     println!(
-        "QEMU's translator, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
-        arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
+        "QEMU's translator{}, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
+        without, arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
     );
     let mut runs = Runs::default();
     for round in 1..=arguments.rounds {
@@ -292,5 +316,6 @@ fn prepare(
         cpus: arguments.cpus,
         vcpus: arguments.vcpus,
         memory: arguments.memory,
+        cpu_features: arguments.cpu_features(),
     })
 }

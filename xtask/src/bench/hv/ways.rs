@@ -66,6 +66,8 @@ pub struct Bench {
     pub vcpus: u8,
     /// The guest's memory in MiB.
     pub memory: u32,
+    /// What the emulated CPU has or has not beside its model, in QEMU's notation, whatever runs on it.
+    pub cpu_features: Vec<String>,
 }
 
 /// A guest that runs.
@@ -112,6 +114,7 @@ impl Bench {
                     cpus: self.vcpus,
                     memory: self.memory,
                     counts_instructions: false,
+                    cpu_features: self.cpu_features.clone(),
                 };
                 machine.start(scratch)
             }
@@ -119,6 +122,7 @@ impl Bench {
                 let host = self.kvm.as_ref().context("KVM is left out")?;
                 let mut machine = kvm_machine(host, &self.guest, self.vcpus, self.memory)?;
                 machine.cpus = self.cpus;
+                machine.cpu_features.clone_from(&self.cpu_features);
                 machine.start(scratch)
             }
             Way::Outpost => self.start_box(scratch),
@@ -133,6 +137,7 @@ impl Bench {
         let mut machine = Qemu::new(NAME, Accelerator::Tcg, Disk::new(disk));
         machine.cpus = self.cpus;
         machine.memory_mib = self.memory + BOX_MEMORY;
+        machine.cpu_features.clone_from(&self.cpu_features);
         machine.nics = Nic::unplugged();
         machine.com1 = Serial::File(folder.join("console"));
         machine.com2 = Serial::Socket {
@@ -193,6 +198,8 @@ pub struct LinuxMachine {
     pub memory: u32,
     /// Time in it is the number of instructions executed (see [`Qemu::counts_instructions`]): one CPU.
     pub counts_instructions: bool,
+    /// See [`Bench::cpu_features`].
+    pub cpu_features: Vec<String>,
 }
 
 /// Debian with KVM, `host`, that runs `guest` with so many CPUs and so much memory in MiB. It has as many CPUs itself.
@@ -217,6 +224,7 @@ pub fn kvm_machine(
         cpus: vcpus,
         memory: memory + KVM_MEMORY,
         counts_instructions: false,
+        cpu_features: Vec::new(),
     })
 }
 
@@ -247,7 +255,7 @@ impl LinuxMachine {
         command
             .args(["-name", NAME, "-no-user-config", "-nodefaults"])
             .args(["-display", "none", "-no-reboot", "-M", "q35"])
-            .args(["-cpu", Accelerator::Tcg.cpu_model()])
+            .args(["-cpu", &qemu::cpu(Accelerator::Tcg, &self.cpu_features)])
             .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
             .arg("-kernel")
             .arg(&kernel)

@@ -42,7 +42,7 @@ mode_garbage_virtio:
         incl    failures
 3:      jmp     passed_or_failed
 
-# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy, and what is no request to a disk.
+# Kicks a queue of each device, each time with one more buffer in it: what the network sends, what the console types, entropy, and requests of no kind to the disk.
 mode_flood:
         call    say_init
         call    seconds
@@ -59,7 +59,10 @@ mode_flood:
         xorl    $1, %eax
         shll    $1, %eax
         movw    %ax, descriptors + 12           # the device writes, but to queue 1
-        call    device_go
+        cmpl    $2, 8(%ebx)
+        jne     5f
+        call    disk_request
+5:      call    device_go
         movl    queue, %eax
         movl    $2000, %ecx
 3:      incw    available + 2
@@ -116,11 +119,7 @@ mode_nowhere:
         call    device_start
         cmpl    $2, 8(%ebx)
         jne     7f
-        movl    $16, descriptors + 8            # a disk wants a header, and room for its answer
-        movl    $0x00010001, descriptors + 12
-        movl    $(buffer + 64), descriptors + 16
-        movl    $1, descriptors + 24
-        movw    $2, descriptors + 28
+        call    disk_request
 7:      call    device_go
         testl   $0x40, 0x70(%ebx)
         movl    $text_reset, %esi
@@ -133,6 +132,16 @@ mode_nowhere:
         movl    $text_no_device, %esi
         call    expect_unequal
         jmp     passed_or_failed
+
+# A request of no kind there is, with its header and room for the answer: refused, and nothing else happens.
+disk_request:
+        movl    $0x7F, buffer
+        movl    $16, descriptors + 8
+        movl    $0x00010001, descriptors + 12
+        movl    $(buffer + 64), descriptors + 16
+        movl    $1, descriptors + 24
+        movw    $2, descriptors + 28
+        ret
 
 # Each attack is a code that spoils rings which were right.
 queue_attacks:

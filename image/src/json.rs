@@ -4,7 +4,7 @@ use core::fmt::{self, Display};
 
 use serde::{Serialize, Serializer};
 
-/// Writes `value` to `room`. None if it does not fit.
+/// Writes `value` to `room`. None if it does not fit. Of serde's types chars, tuple variants and errors of a `Serialize` of one's own are not for this writer: it panics.
 pub fn write<'a>(value: &impl Serialize, room: &'a mut [u8]) -> Option<&'a str> {
     let length = serde_json_core::to_slice(value, room).ok()?;
     core::str::from_utf8(room.get(..length)?).ok()
@@ -90,12 +90,12 @@ mod tests {
             any::<bool>().prop_map(Value::from),
             any::<i64>().prop_map(Value::from),
             any::<u64>().prop_map(Value::from),
-            ".*".prop_map(Value::from),
+            "(?s).*".prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 32, 5, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
-                prop::collection::btree_map(".*", inner, 0..5)
+                prop::collection::btree_map("(?s).*", inner, 0..5)
                     .prop_map(|map| Value::Object(map.into_iter().collect())),
             ]
         })

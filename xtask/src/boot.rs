@@ -260,7 +260,7 @@ fn default_config(guest: Option<&str>, arguments: &Args, more: &str) -> Result<S
     }
     text.push_str(&arguments.sharing.services());
     if let Err(error) = Config::parse(&text) {
-        bail!("the box does not take such a guest: {error}");
+        bail!("the box does not take what these options make: {error}");
     }
     Ok(text)
 }

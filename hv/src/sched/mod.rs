@@ -277,7 +277,10 @@ impl Scheduler {
         if task.is_runnable() {
             return CpuSet::default();
         }
+        let before = task.cpu;
         self.count_all(now);
+        // Where it ran last, it may have been counted until later than this CPU's clock said.
+        let since = self.cpus.get(before).map_or(now, |cpu| cpu.counted);
         let cpu = self.place(id);
         self.move_to(id, cpu);
         let floor = self.floor(cpu);
@@ -291,7 +294,7 @@ impl Scheduler {
             task.had = task
                 .had
                 .max(floor.before(sleeper_ns, task.weight.max(1_024)));
-            task.state = State::Waiting(now);
+            task.state = State::Waiting(since);
             task.statistics.wakes += 1;
         }
         let mut kick = self.gang_changed(id);

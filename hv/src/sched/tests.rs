@@ -120,6 +120,10 @@ fn no_time_is_counted_twice() {
     scheduler.schedule(2000, 0);
     let ran = [first, second].map(|task| scheduler.statistics(task, 2000).run_ns);
     assert_eq!(ran, [1500, 500]);
+    // Nor is what it ran counted as a wait.
+    scheduler.block(1800, 0);
+    scheduler.wake(1800, first);
+    assert_eq!(scheduler.statistics(first, 2100).wait_ns, 100);
 }
 
 /// Guest and services on each CPU, both wanting everything: their CPU times.

@@ -85,7 +85,7 @@ impl Service {
                 .is_some_and(|outputs| outputs.text.is_some() && !log.is_drained(outputs.shown))
     }
 
-    /// Prints lines that are not in the log; the longest is some 700 bytes long.
+    /// Prints lines that are not in the log. Blank ones are left out, and what a line has beyond some 700 bytes.
     pub fn print(&mut self, write: impl FnOnce(&mut Lines<'_>) -> fmt::Result) {
         let mut lines = Lines {
             console: &self.console,

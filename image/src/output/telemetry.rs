@@ -1,6 +1,5 @@
 //! Telemetry: one JSON object a line on the second serial port, for whoever started the box (`cargo xtask run` reads it).
 
-use alloc::boxed::Box;
 use core::fmt::Display;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,16 +12,16 @@ use super::serial::{COM2, Serial};
 use crate::machine::clock;
 
 const QUEUE_BYTES: usize = 64 << 10;
-/// The longest line: a status of 16 vCPUs, and of a load on each of 64 CPUs.
-const LINE_BYTES: usize = 32 << 10;
+/// The longest line, but for a status.
+const SHORT_LINE: usize = 1 << 10;
+/// A line was left out.
+static TOO_LONG: AtomicBool = AtomicBool::new(false);
 /// Bytes written in one pass at most.
 const PASS_BYTES: usize = 512;
 
 struct Port {
     serial: Serial,
     queue: ByteQueue,
-    /// Where a line is put together.
-    line: Box<[u8]>,
 }
 
 static PORT: Mutex<Option<Port>> = Mutex::new(None);
@@ -35,7 +34,6 @@ pub fn start() {
     *PORT.lock() = Some(Port {
         serial,
         queue: ByteQueue::new(QUEUE_BYTES),
-        line: alloc::vec![0; LINE_BYTES].into(),
     });
 }
 
@@ -57,18 +55,18 @@ struct Event<T> {
     details: T,
 }
 
-/// Queues a line, whole or not at all.
-fn send(event: &'static str, details: impl Serialize) {
-    let mut guard = PORT.lock();
-    let Some(Port {
-        serial,
-        queue,
-        line,
-    }) = guard.as_mut()
-    else {
+/// Puts a line together in `room` and queues it, whole or not at all. Nothing is locked while `details` are read.
+fn send(room: &mut [u8], event: &'static str, details: impl Serialize) {
+    let Some(text) = json::write(&Event { event, details }, room) else {
+        if !TOO_LONG.swap(true, Ordering::Relaxed) {
+            log::warn!(
+                "telemetry: a line of {event} is too long and left out, and so will others be"
+            );
+        }
         return;
     };
-    if let Some(text) = json::write(&Event { event, details }, line)
+    let mut guard = PORT.lock();
+    if let Some(Port { serial, queue }) = guard.as_mut()
         && queue.room() > text.len()
     {
         queue.push(text.as_bytes());
@@ -89,13 +87,11 @@ pub fn milestone(name: &str) {
         ms: u64,
     }
     let ms = clock::now_ms();
-    send(
-        "boot",
-        Boot {
-            milestone: name,
-            ms,
-        },
-    );
+    let milestone = Boot {
+        milestone: name,
+        ms,
+    };
+    send(&mut [0; SHORT_LINE], "boot", milestone);
     log::info!("milestone: {name}");
 }
 
@@ -106,7 +102,7 @@ pub fn problem(text: impl Display) {
         #[serde(serialize_with = "json::as_text")]
         text: T,
     }
-    send("problem", Problem { text });
+    send(&mut [0; SHORT_LINE], "problem", Problem { text });
 }
 
 /// The guest has stopped, or cannot be started. `status` is that of its debug-exit port, 0 after a power-off.
@@ -117,12 +113,12 @@ pub fn guest_stopped(reason: impl Display, status: Option<u32>) {
         reason: T,
         status: Option<u32>,
     }
-    send("guest-stop", Stop { reason, status });
+    send(&mut [0; SHORT_LINE], "guest-stop", Stop { reason, status });
 }
 
-/// How things stand.
-pub fn status(status: impl Serialize) {
-    send("status", status);
+/// How things stand. The line is put together in `room`.
+pub fn status(room: &mut [u8], status: impl Serialize) {
+    send(room, "status", status);
 }
 
 /// Writes what the port takes now, within bounds. True if more waits.

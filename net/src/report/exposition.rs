@@ -167,6 +167,7 @@ mod tests {
              # HELP b What b is.\n# TYPE b gauge\nb 2\n"
         );
     }
+
     #[test]
     fn filled_again_it_allocates_nothing() {
         let fill = |exposition: &mut Exposition, value| {

@@ -138,15 +138,15 @@ fn figure(value: f64) -> String {
 /// A benchmark's rows; each is printed when it is added.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    bench: &'static str,
+    bench: String,
     rows: Vec<Row>,
 }
 
 impl Report {
     /// The report of `cargo xtask bench BENCH`.
-    pub fn new(bench: &'static str) -> Report {
+    pub fn new(bench: impl Into<String>) -> Report {
         Report {
-            bench,
+            bench: bench.into(),
             rows: Vec::new(),
         }
     }

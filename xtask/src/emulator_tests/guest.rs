@@ -302,8 +302,15 @@ pub fn memory_is_bounded(trial: &mut Trial<'_>) -> Result<()> {
     machine.goes_on(2)?;
     let before = machine.said(counts);
     machine.type_keys(b"status\r")?;
-    machine.console("allocations other")?;
-    machine.goes_on(3)?;
+    machine.wait_for("the second answer to `status`", |said| {
+        let answers = said.console.iter();
+        (answers
+            .filter(|line| line.contains("allocations other"))
+            .count()
+            == 2)
+            .then_some(())
+    })?;
+    machine.goes_on(2)?;
     let made = machine.said(counts);
     ensure!(
         made == before && made[2] == other,

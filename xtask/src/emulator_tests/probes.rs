@@ -127,12 +127,13 @@ pub fn probe_flood(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = probe(trial, "flood 10", &[])?;
     machine.forwards()?;
     machine.wait_for("many notifications to be counted", |said| {
-        let devices = &said.status()?["net"]["guest_devices"];
-        let many = |device: &str| devices[device]["notifications"].as_u64() > Some(1_000);
-        ["net", "console", "entropy", "disk"]
-            .into_iter()
-            .all(many)
-            .then_some(())
+        let net = &said.status()?["net"];
+        let many = |device: &str| {
+            let device = &net["guest_devices"][device];
+            device["notifications"].as_u64() > Some(1_000) && device["stopped"] == 0
+        };
+        let all = ["net", "console", "entropy", "disk"].into_iter().all(many);
+        (all && net["guest_disk"]["refused"].as_u64() > Some(1_000)).then_some(())
     })?;
     machine.console("probe: flood: passed")?;
     machine.guest(&status(0))?;

@@ -182,6 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn one_call_takes_so_much_and_no_more() {
+        let host = TestHost::default();
+        let mut driver = Driver::new(Console::default(), &host);
+        driver.describe(1, 0, 0x10_0000, 64 << 10, 0, 0);
+        for _ in 0..3 {
+            driver.publish(1, 0);
+        }
+        driver.notify(1);
+        for left in [true, true, false] {
+            assert_eq!(host.take_console().len(), 64 << 10);
+            assert_eq!(driver.device.has_backlog(), left);
+            driver.service();
+        }
+        assert!(host.take_console().is_empty());
+    }
+
+    #[test]
     fn too_much_at_once_stops_it() {
         let host = TestHost::default();
         let mut driver = Driver::new(Console::default(), &host);

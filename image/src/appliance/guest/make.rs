@@ -77,6 +77,10 @@ pub(super) fn clear(start: u64, end: u64) {
     }
 }
 
+/// The machine, with the guest at its first instruction.
+///
+/// # Errors
+/// Why it cannot be started, in words.
 pub(super) fn make(material: &Material, order: &Order) -> Result<Machine<'static>, String> {
     let ranges: Vec<HostRange> = material
         .memory

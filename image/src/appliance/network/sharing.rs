@@ -11,7 +11,7 @@ use crate::appliance::cpus::{Counted, Task};
 use crate::appliance::guest;
 use crate::machine::cpu;
 
-/// The same for the telemetry.
+/// What the scheduler has counted, for the telemetry.
 #[derive(Serialize)]
 pub struct Report<'a> {
     #[serde(serialize_with = "json::as_text")]
@@ -135,7 +135,7 @@ pub fn append(out: &mut Exposition, counted: Option<&Counted>) {
         ),
         (
             "outpost_task_wait_nanoseconds_total",
-            "How long a task could have run and had no CPU.",
+            "How long a task could have run and had no CPU: a vCPU's steal time.",
             |task| task.wait_ns,
         ),
         (

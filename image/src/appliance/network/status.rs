@@ -21,14 +21,14 @@ use crate::output::telemetry;
 const METRICS: usize = 64;
 const SAMPLES: usize = 1024;
 const METRICS_BYTES: usize = 64 << 10;
-/// The counters for the console, as JSON.
-const COUNTERS_BYTES: usize = 16 << 10;
+/// A status in JSON, as large as the same may make it: some 22 KiB.
+const STATUS_BYTES: usize = 32 << 10;
 
 /// Where reports are put together.
 pub struct Reports {
     counted: Option<Counted>,
     metrics: Exposition,
-    counters: Box<[u8]>,
+    status: Box<[u8]>,
 }
 
 impl Reports {
@@ -37,7 +37,7 @@ impl Reports {
         Reports {
             counted: Counted::new(),
             metrics: Exposition::with_room(METRICS, SAMPLES, METRICS_BYTES),
-            counters: alloc::vec![0; COUNTERS_BYTES].into(),
+            status: alloc::vec![0; STATUS_BYTES].into(),
         }
     }
 }
@@ -85,15 +85,22 @@ impl Service {
             .iter()
             .map(ExitCounts::total)
             .collect();
-        telemetry::status(Status {
+        let (memory, net) = (self.memory(), self.counters());
+        let Reports {
+            counted,
+            status: room,
+            ..
+        } = &mut self.reports;
+        let status = Status {
             ms: clock::now_ms(),
             guest: guest::State,
             guest_exits: exits.iter().sum(),
             guest_exits_by_vcpu: &exits,
-            memory: self.memory(),
-            sharing: self.reports.counted.as_ref().map(sharing::Report::new),
-            net: self.counters(),
-        });
+            memory,
+            sharing: counted.as_ref().map(sharing::Report::new),
+            net,
+        };
+        telemetry::status(room, status);
         self.append_metrics();
     }
 
@@ -201,7 +208,7 @@ impl Service {
         let (memory, counters) = (self.memory(), self.counters());
         let Reports {
             counted,
-            counters: room,
+            status: room,
             ..
         } = &mut self.reports;
         if let Some(counted) = counted {
@@ -219,7 +226,10 @@ impl Service {
             writeln!(out, "{memory}")?;
             writeln!(out, "guest {}", guest::State)?;
             sharing::describe(out, counted.as_ref())?;
-            json::indent(json::write(&counters, room).unwrap_or_default(), out)
+            match json::write(&counters, room) {
+                Some(counters) => json::indent(counters, out),
+                None => out.write_str("the counters are too many to be shown"),
+            }
         });
     }
 }

@@ -175,6 +175,10 @@ pub fn run(arguments: &Args) -> Result<bool> {
     )?;
     setup::ensure(&[Group::Emulator, Group::FirmwareToolchain])?;
     let all = arguments.only.is_empty();
+    ensure!(
+        arguments.without.is_empty() || !(all || arguments.only.iter().any(|it| it.is_probes())),
+        "--without is for the rows of the bench guest: name them as well, with --only boot, idle, md5sum or pipe"
+    );
     let linux = all || arguments.only.iter().any(|it| !it.is_probes());
     let probes = all || arguments.only.iter().any(|it| it.is_probes());
     let guest = match linux {
@@ -186,7 +190,10 @@ pub fn run(arguments: &Args) -> Result<bool> {
     let efi = firmware::build(&pins)?.bytes;
     // A signal ends the run that it finds, which leaves nothing behind.
     let _graceful = Graceful::new();
-    let mut report = Report::new("hv");
+    let mut report = Report::new(match arguments.without.is_empty() {
+        true => "hv".to_owned(),
+        false => format!("hv without {}", arguments.without.join(", ")),
+    });
     if let Some(guest) = guest {
         let scratch = Scratch::new("bench-hv")?;
         let bench = prepare(arguments, guest, &efi, config, &scratch)?;
@@ -237,9 +244,9 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
 
 /// All rounds of the bench guest.
 fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
-    let without = match arguments.without.join(", ") {
-        names if names.is_empty() => names,
-        names => format!(" without {names}"),
+    let without = match arguments.without.is_empty() {
+        true => String::new(),
+        false => format!(" without {}", arguments.without.join(", ")),
     };
     println!(
         "QEMU's translator{}, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",

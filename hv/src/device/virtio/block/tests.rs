@@ -356,3 +356,28 @@ proptest! {
         prop_assert_eq!(host.disk().bytes.len() as u64, SECTORS * SECTOR);
     }
 }
+
+/// Requests that are refused cost the host nothing, but each has 128 buffers to be looked at.
+#[test]
+fn one_call_refuses_so_many_buffers_and_no_more() {
+    const LONG: u16 = 128;
+    const NO_KIND: u128 = 99;
+    let host = host();
+    let mut driver = driver(&host, CONFIG);
+    driver.negotiate(crate::device::virtio::feature::VERSION_1);
+    driver.set_up_queue(0, u32::from(LONG));
+    driver.set(0x70, 1 | 2 | 8 | 4);
+    driver.mem.write(HEADERS, &NO_KIND.to_le_bytes()).unwrap();
+    driver.describe(0, 0, HEADERS, 16, 1, 1);
+    for index in 1..LONG - 1 {
+        driver.describe(0, index, DATA, 1, 1, index + 1);
+    }
+    driver.describe(0, LONG - 1, DATA, 1, 2, 0);
+    // Every entry of the ring says 0, the head of all.
+    driver.set_available_index(0, 3);
+    driver.notify(0);
+    for refused in [1, 2, 3, 3] {
+        assert_eq!(driver.device.backend().counters().refused, refused);
+        driver.service();
+    }
+}

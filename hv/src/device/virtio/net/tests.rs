@@ -98,31 +98,52 @@ fn a_flood_is_worked_off_in_portions() {
     assert!(!driver.device.has_backlog());
 }
 
-/// A chain of 256 buffers costs what 256 chains of one do. (Each chain here is a frame, a byte from each buffer.)
-#[test]
-fn one_call_takes_so_many_buffers_and_no_more_in_however_few_chains() {
-    const ENTRIES: u16 = 256;
+/// The device, with 256 chains in one of its queues, each of 256 buffers of a byte.
+fn driver_with_long_chains(host: &TestHost, queue: u32, flags: u16) -> Driver<'_, Net> {
     const LINKED: u16 = 1;
-    let host = TestHost::default();
-    let mut driver = driver(&host);
+    let mut driver = driver(host);
     driver.negotiate(crate::device::virtio::feature::VERSION_1);
-    driver.set_up_queue(1, u32::from(ENTRIES));
+    driver.set_up_queue(queue, u32::from(LONG));
     driver.set(0x70, 1 | 2 | 8 | 4);
-    for index in 0..ENTRIES {
-        let flags = if index + 1 < ENTRIES { LINKED } else { 0 };
-        driver.describe(1, index, 0x10_0000, 1, flags, index + 1);
+    for index in 0..LONG {
+        let linked = if index + 1 < LONG { LINKED } else { 0 };
+        driver.describe(queue, index, 0x10_0000, 1, flags | linked, index + 1);
     }
     // Every entry of the ring says 0, the head of all.
-    driver.set_available_index(1, ENTRIES);
+    driver.set_available_index(queue, LONG);
+    driver
+}
+
+const LONG: u16 = 256;
+
+/// A chain of 256 buffers costs what 256 chains of one do. (Each chain here is a frame.)
+#[test]
+fn one_call_takes_so_many_buffers_and_no_more_in_however_few_chains() {
+    let host = TestHost::default();
+    let mut driver = driver_with_long_chains(&host, 1, 0);
     driver.notify(1);
     let taken = |driver: &Driver<'_, Net>| driver.device.backend().counters().sent;
     assert_eq!(taken(&driver), 2);
-    for calls in 2..=u64::from(ENTRIES) / 2 {
+    for calls in 2..=u64::from(LONG) / 2 {
         assert!(driver.device.has_backlog());
         driver.service();
         assert_eq!(taken(&driver), 2 * calls);
     }
     driver.service();
-    assert_eq!(taken(&driver), u64::from(ENTRIES));
+    assert_eq!(taken(&driver), u64::from(LONG));
     assert!(!driver.device.has_backlog() && driver.device.is_running());
+}
+
+#[test]
+fn one_call_fills_so_many_buffers_and_no_more() {
+    const WRITABLE: u16 = 2;
+    let host = TestHost::default();
+    let mut driver = driver_with_long_chains(&host, 0, WRITABLE);
+    for _ in 0..5 {
+        host.arrive(&[7; 60]);
+    }
+    for received in [2, 4, 5, 5] {
+        driver.service();
+        assert_eq!(driver.device.backend().counters().received, received);
+    }
 }

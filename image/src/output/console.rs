@@ -10,7 +10,7 @@ use crate::appliance::guest;
 
 const QUEUE_BYTES: usize = 16 << 10;
 /// Bytes written, or taken from the guest, in one pass at most.
-const PASS_BYTES: usize = 256;
+const PASS_BYTES: usize = 128;
 
 /// What a pass of the console leads to.
 #[derive(Clone, Copy, Debug, Default)]

@@ -17,7 +17,7 @@ const SHORT_LINE: usize = 1 << 10;
 /// A line was left out.
 static TOO_LONG: AtomicBool = AtomicBool::new(false);
 /// Bytes written in one pass at most.
-const PASS_BYTES: usize = 512;
+const PASS_BYTES: usize = 128;
 
 struct Port {
     serial: Serial,

@@ -41,6 +41,9 @@ const TYPED_NS: u64 = 5_000_000;
 const TYPING_NS: u64 = 2_000_000_000;
 /// While a serial port has more to send: often enough to keep its FIFO from running dry.
 const OUTPUT_NS: u64 = 500_000;
+/// It gets one part in so many of the time at most: to write to a port that takes all it gets, as an emulated one does, would use up the network's share of a
+/// CPU, and frames would wait for the guest's slice then.
+const OUTPUT_PARTS: u64 = 3;
 /// When a network port has no interrupt, and while frames wait for room at one.
 const POLL_NS: u64 = 250_000;
 /// While the disk has a request of the guest's: it is polled.
@@ -313,7 +316,8 @@ impl Service {
                 self.typing_until_ns = now_ns + TYPING_NS;
             }
             let pause = if self.busy_outputs {
-                OUTPUT_NS
+                let took_ns = clock::now_ns().saturating_sub(now_ns);
+                OUTPUT_NS.max(OUTPUT_PARTS * took_ns)
             } else if now_ns < self.typing_until_ns {
                 TYPED_NS
             } else {
@@ -368,7 +372,7 @@ impl Service {
         if let Some(due) = self.forwarder.next_wakeup(now) {
             deadline = deadline.min(due.as_micros().saturating_mul(1000));
         }
-        if output::has_lines(&self.console) {
+        if !self.busy_outputs && output::has_lines(&self.console) {
             deadline = deadline.min(now_ns + OUTPUT_NS);
             self.next_console_ns = self.next_console_ns.min(deadline);
         }

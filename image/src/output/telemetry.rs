@@ -16,8 +16,10 @@ const QUEUE_BYTES: usize = 64 << 10;
 const SHORT_LINE: usize = 1 << 10;
 /// A line was left out.
 static TOO_LONG: AtomicBool = AtomicBool::new(false);
-/// Bytes written in one pass at most.
-const PASS_BYTES: usize = 128;
+/// Bytes written in one pass at most, where frames come now and then: none of them waits for longer.
+pub const SHORT_PASS: usize = 128;
+/// And where the network has been at work for a while anyway: fewer passes cost less.
+pub const LONG_PASS: usize = 512;
 
 struct Port {
     serial: Serial,
@@ -121,13 +123,13 @@ pub fn status(room: &mut [u8], status: impl Serialize) {
     send(room, "status", status);
 }
 
-/// Writes what the port takes now, within bounds. True if more waits.
-pub fn poll() -> bool {
+/// Writes what the port takes now, `most` bytes at most. True if more waits.
+pub fn poll(most: usize) -> bool {
     let mut guard = PORT.lock();
     let Some(port) = guard.as_mut() else {
         return false;
     };
-    for _ in 0..PASS_BYTES {
+    for _ in 0..most {
         let Some(byte) = port.queue.peek() else {
             return false;
         };

@@ -44,6 +44,8 @@ const OUTPUT_NS: u64 = 500_000;
 /// It gets one part in so many of the time at most: to write to a port that takes all it gets, as an emulated one does, would use up the network's share of a
 /// CPU, and frames would wait for the guest's slice then.
 const OUTPUT_PARTS: u64 = 3;
+/// Who has worked for so long without a rest has many frames.
+const AT_WORK_NS: u64 = 2_000_000;
 /// When a network port has no interrupt, and while frames wait for room at one.
 const POLL_NS: u64 = 250_000;
 /// While the disk has a request of the guest's: it is polled.
@@ -311,7 +313,12 @@ impl Service {
             if let Some(says) = outcome.guest_says {
                 guest::note(says);
             }
-            self.busy_outputs = telemetry::poll() | outcome.busy;
+            let most = if self.worked_ns > AT_WORK_NS {
+                telemetry::LONG_PASS
+            } else {
+                telemetry::SHORT_PASS
+            };
+            self.busy_outputs = telemetry::poll(most) | outcome.busy;
             if outcome.typed {
                 self.typing_until_ns = now_ns + TYPING_NS;
             }
@@ -357,7 +364,8 @@ impl Service {
         const TRANSMITTER_US: u64 = 1_500;
         let until_ns = clock::now_ns() + PATIENCE_NS;
         while clock::now_ns() < until_ns
-            && (telemetry::poll() | self.console.poll().busy || output::has_lines(&self.console))
+            && (telemetry::poll(telemetry::LONG_PASS) | self.console.poll().busy
+                || output::has_lines(&self.console))
         {
             core::hint::spin_loop();
         }

@@ -44,6 +44,7 @@ use policy::Policy;
 use table::FlowTable;
 use unanswered::Unanswered;
 
+pub use pages::MoreMetrics;
 pub use policy::{Reason, ReasonCounts};
 pub use statistics::{Drops, FlowCounters, PortCounters, Statistics, TunnelView};
 
@@ -91,8 +92,8 @@ pub struct Engine {
     web: Web,
     /// The peer's name.
     peer: String,
-    /// What the owner adds to the metrics.
-    added_metrics: String,
+    /// What adds the owner's metrics.
+    more_metrics: Option<pages::MoreMetrics>,
     /// Streams that the peer opened and that have not yet said what they are.
     newcomers: HashMap<StreamId, Newcomer, Keyed>,
     /// Flows that go on only after the peer's control stream has said something.
@@ -169,7 +170,7 @@ impl Engine {
                 .first()
                 .map(|peer| peer.name.clone())
                 .unwrap_or_default(),
-            added_metrics: String::with_capacity(pages::MOST_ADDED),
+            more_metrics: None,
             newcomers: HashMap::with_hasher(hash.clone()),
             awaiting_control: Vec::new(),
             random,

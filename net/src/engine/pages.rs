@@ -1,5 +1,6 @@
 //! The pages on the management address: `/metrics` and `/flows`.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt::Display;
 
@@ -13,9 +14,8 @@ use crate::report::{
 use crate::switch::Port;
 use crate::time::Instant;
 
-/// The most text that the owner of the engine may add to the metrics, in bytes: a guest of 16 vCPUs that has left for every reason
-/// there is makes some 30 KiB of it, services for measurement on 64 CPUs as much again.
-pub(super) const MOST_ADDED: usize = 64 * 1024;
+/// Adds what only the engine's owner knows to the metrics of a page.
+pub type MoreMetrics = Box<dyn FnMut(&Engine, &mut Exposition)>;
 
 impl Engine {
     /// Answers who asks for a page: one in each poll, for each costs as much as some packets.
@@ -33,21 +33,13 @@ impl Engine {
         self.web.poll(now, &mut self.outbox);
     }
 
-    /// What is appended to `/metrics` from now on: what only the engine's owner knows. Lines beyond 64 KiB are left out. Nothing is allocated, but
-    /// for longer text than any before.
-    pub fn append_metrics(&mut self, metrics: &mut Exposition) {
-        let text = &mut self.added_metrics;
-        text.clear();
-        metrics.write_to(text);
-        if text.len() > MOST_ADDED {
-            let room = text.as_bytes().get(..MOST_ADDED).unwrap_or_default();
-            let whole_lines = room.iter().rposition(|byte| *byte == b'\n');
-            text.truncate(whole_lines.map_or(0, |end| end + 1));
-        }
+    /// Has `/metrics` end with what `add` adds, each time that it is read.
+    pub fn set_more_metrics(&mut self, add: MoreMetrics) {
+        self.more_metrics = Some(add);
     }
 
     /// `/metrics`.
-    fn metrics_page(&self) -> String {
+    fn metrics_page(&mut self) -> String {
         let statistics = self.statistics();
         let peer = self.peer.as_str();
         let mut out = Exposition::new();
@@ -81,9 +73,11 @@ impl Engine {
             &[],
             self.web.requests(),
         );
-        let mut text = out.into_text();
-        text.push_str(&self.added_metrics);
-        text
+        if let Some(mut add) = self.more_metrics.take() {
+            add(self, &mut out);
+            self.more_metrics = Some(add);
+        }
+        out.into_text()
     }
 
     /// `/flows`.

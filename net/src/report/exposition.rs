@@ -33,22 +33,6 @@ impl Exposition {
         Exposition::default()
     }
 
-    /// No metrics, and room for so many, with so many samples of so many bytes together: with no more than that, nothing is allocated later.
-    pub fn with_room(metrics: usize, samples: usize, bytes: usize) -> Exposition {
-        Exposition {
-            families: Vec::with_capacity(metrics),
-            samples: Vec::with_capacity(samples),
-            text: String::with_capacity(bytes),
-        }
-    }
-
-    /// Forgets all metrics and keeps the room.
-    pub fn clear(&mut self) {
-        self.families.clear();
-        self.samples.clear();
-        self.text.clear();
-    }
-
     /// Adds a sample of a metric that only grows. Its name ends in `_total`.
     pub fn counter(
         &mut self,
@@ -93,10 +77,11 @@ impl Exposition {
         });
     }
 
-    /// Appends the text to `out`.
-    pub fn write_to(&mut self, out: &mut String) {
+    /// The text.
+    pub fn into_text(mut self) -> String {
         self.samples
             .sort_unstable_by_key(|sample| (sample.family, sample.start));
+        let mut out = String::with_capacity(2 * self.text.len());
         let mut shown = None;
         for sample in &self.samples {
             if shown != Some(sample.family)
@@ -107,13 +92,7 @@ impl Exposition {
             }
             out.push_str(self.text.get(sample.start..sample.end).unwrap_or_default());
         }
-    }
-
-    /// The text.
-    pub fn into_text(mut self) -> String {
-        let mut text = String::with_capacity(2 * self.text.len());
-        self.write_to(&mut text);
-        text
+        out
     }
 }
 
@@ -166,30 +145,5 @@ mod tests {
              a_total{of=\"y\",name=\"a\\\\b\\\"c\\nd\"} 3\n\
              # HELP b What b is.\n# TYPE b gauge\nb 2\n"
         );
-    }
-
-    #[test]
-    fn filled_again_it_allocates_nothing() {
-        let fill = |exposition: &mut Exposition, value| {
-            for vcpu in 0..4 {
-                exposition.counter("a_total", "What a is.", &[("vcpu", &vcpu)], value);
-                exposition.gauge("b", "What b is.", &[], value);
-            }
-        };
-        let mut exposition = Exposition::with_room(2, 8, 8 * 60);
-        let mut text = String::with_capacity(1000);
-        fill(&mut exposition, 1);
-        let allocated = allocation_counter::measure(|| {
-            for value in [10, u64::MAX] {
-                exposition.clear();
-                text.clear();
-                fill(&mut exposition, value);
-                exposition.write_to(&mut text);
-            }
-        });
-        assert_eq!(allocated.count_total, 0);
-        let mut fresh = Exposition::new();
-        fill(&mut fresh, u64::MAX);
-        assert_eq!(text, fresh.into_text());
     }
 }

@@ -197,9 +197,13 @@ impl Service {
                 bridge(&mut ports.borrow_mut(), &mut cable);
             })));
         }
-        let forwarder = Forwarder::new(config, mac, shares, disks.dictionary.as_ref(), now());
+        let mut forwarder = Forwarder::new(config, mac, shares, disks.dictionary.as_ref(), now());
         if let Some(dictionary) = &disks.dictionary {
             dictionary.set_meanwhile(None);
+        }
+
+        if let Forwarder::Engine(engine) = &mut forwarder {
+            engine.set_more_metrics(status::more_metrics(disks.driver.clone()));
         }
         let ports = ports.take();
         let mut service = Box::new(Service {

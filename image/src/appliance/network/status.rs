@@ -1,33 +1,31 @@
-//! What the box shows of itself: a line of telemetry each second, what `/metrics` has beside the WAN stack's own, and `status` on the console.
-//! It is all put together in memory that was taken at the start: nothing is allocated.
+//! What the box shows of itself: a line of telemetry each second, `status` on the console, and what `/metrics` has beside the WAN stack's own. The first two
+//! are put together in memory that was taken at the start: nothing is allocated.
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::cell::RefCell;
 use core::fmt::Write;
 
 use outpost::json;
 use outpost_hv::exit::ExitCounts;
-use outpost_net::Statistics;
-use outpost_net::report::Exposition;
+use outpost_net::engine::MoreMetrics;
+use outpost_net::{Engine, Statistics};
 use serde::Serialize;
 
 use super::{Forwarder, Service, devices, ports, sharing};
 use crate::appliance::budget::{Allocations, Use};
 use crate::appliance::cpus::Counted;
 use crate::appliance::guest;
+use crate::device::disk::Disk;
 use crate::machine::{clock, cpu, entry};
 use crate::output::telemetry;
 
-/// Metrics that the box adds: with room for 16 vCPUs that leave for every reason there is, and loads on 64 CPUs.
-const METRICS: usize = 64;
-const SAMPLES: usize = 1024;
-const METRICS_BYTES: usize = 64 << 10;
-/// A status in JSON, as large as the same may make it: some 22 KiB.
+/// A status in JSON, as large as 16 vCPUs and loads on 64 CPUs may make it: some 22 KiB.
 const STATUS_BYTES: usize = 32 << 10;
 
 /// Where reports are put together.
 pub struct Reports {
     counted: Option<Counted>,
-    metrics: Exposition,
     status: Box<[u8]>,
 }
 
@@ -36,7 +34,6 @@ impl Reports {
     pub fn new() -> Reports {
         Reports {
             counted: Counted::new(),
-            metrics: Exposition::with_room(METRICS, SAMPLES, METRICS_BYTES),
             status: alloc::vec![0; STATUS_BYTES].into(),
         }
     }
@@ -76,7 +73,7 @@ struct CableCounters {
 }
 
 impl Service {
-    /// Says in the telemetry, and for `/metrics`, how things stand.
+    /// Says in the telemetry how things stand.
     pub(super) fn report(&mut self) {
         if let Some(counted) = &mut self.reports.counted {
             counted.update();
@@ -89,7 +86,6 @@ impl Service {
         let Reports {
             counted,
             status: room,
-            ..
         } = &mut self.reports;
         let status = Status {
             ms: clock::now_ms(),
@@ -101,7 +97,6 @@ impl Service {
             net,
         };
         telemetry::status(room, status);
-        self.append_metrics();
     }
 
     fn counters(&self) -> Counters {
@@ -123,20 +118,54 @@ impl Service {
 
     /// What the box has in use.
     pub(super) fn memory(&self) -> Use {
-        Use::now(match &self.forwarder {
-            Forwarder::Engine(engine) => engine.store_memory().0,
-            Forwarder::Cable(_) => 0,
-        })
+        match &self.forwarder {
+            Forwarder::Engine(engine) => memory_with(engine),
+            Forwarder::Cable(_) => Use::now(0),
+        }
     }
 
-    /// What the WAN stack does not know, for `/metrics`.
-    fn append_metrics(&mut self) {
-        let memory = self.memory();
-        let Forwarder::Engine(engine) = &mut self.forwarder else {
-            return;
-        };
-        let out = &mut self.reports.metrics;
-        out.clear();
+    /// Shows the same on the console.
+    pub(super) fn show_status(&mut self) {
+        let (memory, counters) = (self.memory(), self.counters());
+        let Reports {
+            counted,
+            status: room,
+        } = &mut self.reports;
+        if let Some(counted) = counted {
+            counted.update();
+        }
+        let up_ms = clock::now_ms().max(1);
+        self.console.print(|out| {
+            let (seconds, ms) = (up_ms / 1000, up_ms % 1000);
+            write!(out, "up {seconds}.{ms:03} s, CPUs asleep")?;
+            for ns in cpu::asleep_ns() {
+                write!(out, " {}%", (ns / 10_000 / up_ms).min(100))?;
+            }
+            let (deepest, stack) = (entry::deepest_stack() >> 10, entry::STACK_BYTES >> 10);
+            writeln!(out, ", deepest stack {deepest} of {stack} KiB")?;
+            writeln!(out, "{memory}")?;
+            writeln!(out, "guest {}", guest::State)?;
+            sharing::describe(out, counted.as_ref())?;
+            match json::write(&counters, room) {
+                Some(counters) => json::indent(counters, out),
+                None => out.write_str("the counters are too many to be shown"),
+            }
+        });
+    }
+}
+
+fn memory_with(engine: &Engine) -> Use {
+    Use::now(engine.store_memory().0)
+}
+
+/// What the WAN stack does not know, for `/metrics`; `driver` is the disk's.
+pub fn more_metrics(driver: Option<Rc<RefCell<Disk>>>) -> MoreMetrics {
+    let mut counted = Counted::new();
+    Box::new(move |engine, out| {
+        let memory = memory_with(engine);
+        if let Some(counted) = &mut counted {
+            counted.update();
+        }
         out.gauge(
             "outpost_uptime_seconds",
             "Since the box started.",
@@ -155,7 +184,7 @@ impl Service {
             &[],
             guest::exits().total(),
         );
-        sharing::append(out, self.reports.counted.as_ref());
+        sharing::append(out, counted.as_ref());
         for (what, bytes) in [("index", memory.index), ("rest", memory.rest)] {
             out.gauge(
                 "outpost_memory_bytes",
@@ -173,8 +202,10 @@ impl Service {
             );
         }
         devices::append(out);
-        if let Some(driver) = &self.disks.driver {
-            let disk = driver.borrow().counters;
+        if let Some(driver) = &driver
+            && let Ok(driver) = driver.try_borrow()
+        {
+            let disk = driver.counters;
             for (name, help, value) in [
                 (
                     "outpost_disk_requests_total",
@@ -200,36 +231,5 @@ impl Service {
                 out.counter(name, help, &[], value);
             }
         }
-        engine.append_metrics(out);
-    }
-
-    /// Shows the same on the console.
-    pub(super) fn show_status(&mut self) {
-        let (memory, counters) = (self.memory(), self.counters());
-        let Reports {
-            counted,
-            status: room,
-            ..
-        } = &mut self.reports;
-        if let Some(counted) = counted {
-            counted.update();
-        }
-        let up_ms = clock::now_ms().max(1);
-        self.console.print(|out| {
-            let (seconds, ms) = (up_ms / 1000, up_ms % 1000);
-            write!(out, "up {seconds}.{ms:03} s, CPUs asleep")?;
-            for ns in cpu::asleep_ns() {
-                write!(out, " {}%", (ns / 10_000 / up_ms).min(100))?;
-            }
-            let (deepest, stack) = (entry::deepest_stack() >> 10, entry::STACK_BYTES >> 10);
-            writeln!(out, ", deepest stack {deepest} of {stack} KiB")?;
-            writeln!(out, "{memory}")?;
-            writeln!(out, "guest {}", guest::State)?;
-            sharing::describe(out, counted.as_ref())?;
-            match json::write(&counters, room) {
-                Some(counters) => json::indent(counters, out),
-                None => out.write_str("the counters are too many to be shown"),
-            }
-        });
-    }
+    })
 }

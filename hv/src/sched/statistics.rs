@@ -1,7 +1,9 @@
 //! What the scheduler counts, so that a user sees what a policy costs.
 
+use serde::Serialize;
+
 /// One task's times.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TaskStatistics {
     /// Nanoseconds on a CPU.
     pub run_ns: u64,
@@ -16,7 +18,7 @@ pub struct TaskStatistics {
 }
 
 /// What gang scheduling did and cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GangStatistics {
     /// Slots begun: times at which all runnable vCPUs were called at once.
     pub slots: u64,
@@ -29,6 +31,7 @@ pub struct GangStatistics {
     /// Slots ended early, because a service kept a vCPU's CPU for longer than the others should wait.
     pub broken: u64,
     /// Nanoseconds in which a CPU idled though one of its vCPUs could have run, but not the whole gang.
+    #[serde(rename = "idle_ns")]
     pub idle_lost_ns: u64,
     /// Times that more vCPUs could run than there were CPUs for, so that `balance` took over.
     pub fallbacks: u64,

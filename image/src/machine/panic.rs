@@ -48,6 +48,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         output::problem(
             "a fault of the hypervisor cost the guest its CPU; the network goes on. Reset the box to have the guest back, and report the lines above",
         );
+        output::telemetry::guest_stopped("its CPU is lost to a fault of the hypervisor", None);
         cpu::kick(0);
         cpu::halt_for_ever();
     }

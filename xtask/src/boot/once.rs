@@ -116,13 +116,7 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
                     return Ok(verdict(&event));
                 }
                 "problem" => eprintln!("box: {}", event.text),
-                "status" => {
-                    if let Some(why) = ended_unsaid(&event.guest) {
-                        eprintln!("{why}");
-                        return Ok(ExitCode::FAILURE);
-                    }
-                    tasks.note(event);
-                }
+                "status" => tasks.note(event),
                 _ => {}
             }
         }
@@ -139,14 +133,6 @@ pub fn run(arguments: &Args) -> Result<ExitCode> {
             }
             return Ok(ExitCode::from(TIMED_OUT));
         }
-    }
-}
-
-/// Why there is no guest any more, by the box's status, where it has not said that one stopped: it does not take its configuration, or has lost the guest's CPU.
-fn ended_unsaid(state: &str) -> Option<&str> {
-    match state {
-        "off" => Some("the box runs no guest"),
-        _ => state.strip_prefix("stopped: "),
     }
 }
 
@@ -236,18 +222,6 @@ mod tests {
             ("done", Some(85))
         );
         assert!(unread.is_empty());
-    }
-
-    #[test]
-    fn a_guest_that_is_gone_without_a_word_is_not_waited_for() {
-        assert_eq!(ended_unsaid("off"), Some("the box runs no guest"));
-        assert_eq!(
-            ended_unsaid("stopped: its CPU is lost"),
-            Some("its CPU is lost")
-        );
-        for state in ["starting", "init", "ready", ""] {
-            assert_eq!(ended_unsaid(state), None, "{state}");
-        }
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use alloc::boxed::Box;
 
+use serde::Serialize;
+
 use super::queue::{Chain, QueueError};
 use super::{Access, Backend};
 use crate::host::BlockRequest;
@@ -59,7 +61,7 @@ pub struct BlockConfig {
 }
 
 /// What has happened on the disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlockCounters {
     /// Reads that the box did.
     pub reads: u64,

@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use serde::Serialize;
+
 use super::queue::{Chain, Queue, QueueError, Ring};
 use super::{Access, Backend, feature};
 use crate::host::Host;
@@ -59,7 +61,7 @@ const INTERRUPT_CONFIG: u32 = 2;
 const LOG_LIMIT: u64 = 8;
 
 /// What has happened to a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TransportCounters {
     /// Notifications by the driver (each an exit).
     pub notifications: u64,

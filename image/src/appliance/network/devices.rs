@@ -1,5 +1,6 @@
 //! What the guest's devices have counted, for the pages and the console: above all what the guest did wrong.
 
+use outpost_hv::device::virtio::block::BlockCounters;
 use outpost_hv::device::virtio::mmio::TransportCounters;
 use outpost_hv::platform::PlatformCounters;
 use outpost_net::report::Exposition;
@@ -100,23 +101,16 @@ pub struct Report {
     guest_devices: Devices,
     guest_refused: Refused,
     #[serde(skip_serializing_if = "Option::is_none")]
-    guest_disk: Option<DiskRequests>,
+    guest_disk: Option<BlockCounters>,
 }
 
 #[derive(Serialize)]
 struct Devices {
-    net: Transport,
-    console: Transport,
-    entropy: Transport,
+    net: TransportCounters,
+    console: TransportCounters,
+    entropy: TransportCounters,
     #[serde(skip_serializing_if = "Option::is_none")]
-    disk: Option<Transport>,
-}
-
-#[derive(Serialize)]
-struct Transport {
-    notifications: u64,
-    interrupts: u64,
-    stopped: u64,
+    disk: Option<TransportCounters>,
 }
 
 #[derive(Serialize)]
@@ -129,38 +123,16 @@ struct Refused {
     last_msr: u32,
 }
 
-#[derive(Serialize)]
-struct DiskRequests {
-    reads: u64,
-    read_bytes: u64,
-    writes: u64,
-    written_bytes: u64,
-    flushes: u64,
-    refused: u64,
-    failed: u64,
-}
-
-impl Transport {
-    fn new(of: &TransportCounters) -> Transport {
-        Transport {
-            notifications: of.notifications,
-            interrupts: of.interrupts,
-            stopped: of.stopped,
-        }
-    }
-}
-
 impl Report {
     /// Of the guest that runs.
     pub fn now() -> Option<Report> {
         let (counters, has_disk) = guest::device_counters()?;
-        let disk = &counters.block;
         Some(Report {
             guest_devices: Devices {
-                net: Transport::new(&counters.net_transport),
-                console: Transport::new(&counters.console_transport),
-                entropy: Transport::new(&counters.entropy_transport),
-                disk: has_disk.then(|| Transport::new(&counters.block_transport)),
+                net: counters.net_transport,
+                console: counters.console_transport,
+                entropy: counters.entropy_transport,
+                disk: has_disk.then_some(counters.block_transport),
             },
             guest_refused: Refused {
                 ports: counters.unclaimed_ports,
@@ -170,15 +142,7 @@ impl Report {
                 msrs: counters.refused_msrs,
                 last_msr: counters.last_refused_msr,
             },
-            guest_disk: has_disk.then_some(DiskRequests {
-                reads: disk.reads,
-                read_bytes: disk.read_bytes,
-                writes: disk.writes,
-                written_bytes: disk.written_bytes,
-                flushes: disk.flushes,
-                refused: disk.refused,
-                failed: disk.failed,
-            }),
+            guest_disk: has_disk.then_some(counters.block),
         })
     }
 }

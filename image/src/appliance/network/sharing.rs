@@ -18,7 +18,7 @@ pub struct Report<'a> {
     policy: Policy,
     asleep_ns: Asleep,
     tasks: Tasks<'a>,
-    gang: Gang,
+    gang: GangStatistics,
 }
 
 /// How long each CPU has slept.
@@ -34,59 +34,13 @@ struct Tasks<'a>(&'a Counted);
 
 impl Serialize for Tasks<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.tasks().map(|(task, of)| (task, Times::new(of))))
+        serializer.collect_map(self.0.tasks())
     }
 }
 
 impl Serialize for Task {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-#[derive(Serialize)]
-struct Times {
-    run_ns: u64,
-    wait_ns: u64,
-    longest_wait_ns: u64,
-    wakes: u64,
-    migrations: u64,
-}
-
-impl Times {
-    fn new(of: &TaskStatistics) -> Times {
-        Times {
-            run_ns: of.run_ns,
-            wait_ns: of.wait_ns,
-            longest_wait_ns: of.longest_wait_ns,
-            wakes: of.wakes,
-            migrations: of.migrations,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct Gang {
-    slots: u64,
-    missed: u64,
-    broken: u64,
-    fallbacks: u64,
-    skew_ns: u64,
-    longest_skew_ns: u64,
-    idle_ns: u64,
-}
-
-impl Gang {
-    fn new(of: &GangStatistics) -> Gang {
-        Gang {
-            slots: of.slots,
-            missed: of.missed,
-            broken: of.broken,
-            fallbacks: of.fallbacks,
-            skew_ns: of.skew_ns,
-            longest_skew_ns: of.longest_skew_ns,
-            idle_ns: of.idle_lost_ns,
-        }
     }
 }
 
@@ -97,7 +51,7 @@ impl Report<'_> {
             policy: counted.policy(),
             asleep_ns: Asleep,
             tasks: Tasks(counted),
-            gang: Gang::new(counted.gang()),
+            gang: *counted.gang(),
         }
     }
 }

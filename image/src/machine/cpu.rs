@@ -23,13 +23,13 @@ pub const WAKE_DEVICE: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Path {
-    /// Anything: boot, housekeeping, pages, the console, the guest's keeper.
+    /// Anything: boot, housekeeping, the console, the guest's keeper.
     Other = 0,
     /// It runs a vCPU.
     Exits = 1,
     /// It takes frames from ports and guest.
     Frames = 2,
-    /// It sees to the flows: what frames and time have led to.
+    /// It sees to the flows, and to who reads a page: what frames and time have led to.
     Flows = 3,
 }
 

@@ -201,7 +201,6 @@ impl Service {
         if let Some(dictionary) = &disks.dictionary {
             dictionary.set_meanwhile(None);
         }
-
         if let Forwarder::Engine(engine) = &mut forwarder {
             engine.set_more_metrics(status::more_metrics(disks.driver.clone()));
         }

@@ -117,6 +117,14 @@ impl Args {
             .collect()
     }
 
+    /// The same for people.
+    fn without_words(&self) -> String {
+        match self.without.is_empty() {
+            true => String::new(),
+            false => format!(" without {}", self.without.join(", ")),
+        }
+    }
+
     /// All CPUs, where the guest needs them all. The box would keep several vCPUs off the first one on this emulator.
     fn all_cpus(&self) -> Option<u8> {
         (self.cpus <= self.vcpus).then_some(self.cpus)
@@ -190,10 +198,7 @@ pub fn run(arguments: &Args) -> Result<bool> {
     let efi = firmware::build(&pins)?.bytes;
     // A signal ends the run that it finds, which leaves nothing behind.
     let _graceful = Graceful::new();
-    let mut report = Report::new(match arguments.without.is_empty() {
-        true => "hv".to_owned(),
-        false => format!("hv without {}", arguments.without.join(", ")),
-    });
+    let mut report = Report::new(format!("hv{}", arguments.without_words()));
     if let Some(guest) = guest {
         let scratch = Scratch::new("bench-hv")?;
         let bench = prepare(arguments, guest, &efi, config, &scratch)?;
@@ -244,13 +249,13 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
 
 /// All rounds of the bench guest.
 fn run_all(arguments: &Args, bench: &Bench) -> Result<Runs> {
-    let without = match arguments.without.is_empty() {
-        true => String::new(),
-        false => format!(" without {}", arguments.without.join(", ")),
-    };
     println!(
         "QEMU's translator{}, {} CPUs; the guest has {} vCPUs and {} MiB. Medians; rounds: {}.",
-        without, arguments.cpus, arguments.vcpus, arguments.memory, arguments.rounds
+        arguments.without_words(),
+        arguments.cpus,
+        arguments.vcpus,
+        arguments.memory,
+        arguments.rounds
     );
     let mut runs = Runs::default();
     for round in 1..=arguments.rounds {

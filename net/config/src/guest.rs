@@ -91,13 +91,13 @@ impl<'de> Deserialize<'de> for Policy {
 
 /// `[services] nice` where the file is silent: of a CPU that they share with a guest that wants all of it, the services have 97% if they can use it, by
 /// Linux's weights. So frames are forwarded at their full rate whatever the guest does.
-const SERVICES_NICE: i8 = -15;
+const SERVICES_NICE: i8 = -20;
 
 /// `[services]`: the box's own work, frames first of all.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Services {
-    /// Its nice value, -20 to 19, as Linux means it. -15 by default: frames come before the guest.
+    /// Its nice value, -20 to 19, as Linux means it. -20 by default: frames come before the guest.
     #[serde(deserialize_with = "nice")]
     pub nice: i8,
     /// CPUs for each of which a service computes all it can and for nothing, so that shares of the CPUs can be measured; each once

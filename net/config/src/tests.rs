@@ -67,7 +67,7 @@ fn a_branch_is_read_whole() {
     );
     assert_eq!((guest.vcpus, guest.nice), (1, 0));
     assert_eq!((guest.policy, guest.cpus), (Policy::Balance, vec![]));
-    assert_eq!((config.services.nice, config.services.load), (-15, vec![]));
+    assert_eq!((config.services.nice, config.services.load), (-20, vec![]));
 }
 
 #[test]

@@ -319,10 +319,10 @@ impl ProbedBox {
 const NICER: i64 = 10;
 
 /// Gives the threads that execute the machine's CPUs a higher nice value than the thread of its devices, and this one, have, and a CPU of this machine
-/// each, where it has as many; and those two real-time priority, where that is allowed, on any CPU but that of the emulated CPU 0. The far ends of the wires
-/// are no part of the box: two CPUs that spin must not keep them from this machine's own, of which there may be two, nor they the CPU that forwards. By nice
-/// values alone Linux lets who spins finish its slice of some milliseconds first (its EEVDF scheduler, from 6.6 on); and it moves a thread that was
-/// interrupted behind the other one that spins.
+/// each, where it has as many; and those two real-time priority, where that is allowed. The far ends of the wires are no part of the box: two CPUs that spin
+/// must not keep them from this machine's own, of which there may be two. By nice values alone Linux lets who spins finish its slice of some milliseconds
+/// first (its EEVDF scheduler, from 6.6 on); and it moves a thread that was interrupted behind the other one that spins. (With both on the CPU that the
+/// emulated CPU 0 does not have, they keep each other waiting: half of the frames.)
 fn yield_to_devices(qemu: &Process) -> Result<()> {
     static OWN: OnceLock<Vec<usize>> = OnceLock::new();
     let own = OWN.get_or_init(own_cpus);

@@ -2,14 +2,11 @@
 //! while it is halted: how long one takes, how many go through in a second, and whether the console answers. Two boxes are up,
 //! and one of them is held still (SIGSTOP) while the other is measured, in turn.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{CPUS, ProbedBox, Setting, Stage, again, median, nice_as_emulated, percentile};
+use super::{CPUS, ProbedBox, Setting, Stage, again, percentile};
 use crate::bench::hv::load::Load;
 use crate::bench::report::{Limit, Report, Row};
 use crate::emulator_tests::frames;
@@ -28,12 +25,14 @@ const WINDOW: usize = 32;
 const LENGTH: usize = 1514;
 const SPAN: Duration = Duration::from_millis(1000);
 const SPANS: usize = 11;
-/// For so long the CPU time of the same is accounted.
+/// The CPU time of the same is accounted for so long, after so long: the box reports it once a second.
 const ACCOUNT: Duration = Duration::from_secs(4);
+const SETTLE: Duration = Duration::from_secs(2);
 /// The share of the rate with the guest halted that counts as full.
 const FULL: f64 = 0.95;
-/// CPUs that a machine must have beside the emulated ones for these to run undisturbed: for the emulator's devices and for the far ends of the wires.
-const SPARE: usize = 2;
+/// A span in which the far ends of the wires, which are no part of the box, took CPU 0's thread its time is a fifth slower than the others, however the guest
+/// rests: this percentile of the spans is of those that nothing disturbed.
+const UNDISTURBED: usize = 75;
 /// A frame that has not come by then is lost.
 const LOST: Duration = Duration::from_secs(2);
 
@@ -70,17 +69,6 @@ impl Pair {
             halted,
             spins,
             policy,
-        })
-    }
-
-    /// Rates with the guest halted and with it spinning: `busy`, the first while this machine has a thread that burns as much as the other emulated CPU of
-    /// the guest that spins.
-    fn rates(&mut self, busy: bool) -> Result<[Vec<f64>; 2]> {
-        let mut is_halted = false;
-        self.in_turn(SPANS, |machine| {
-            is_halted = !is_halted;
-            let _burner = (busy && is_halted).then(Burner::start).transpose()?;
-            Ok(vec![frames_a_second(machine)?])
         })
     }
 
@@ -173,14 +161,16 @@ impl Pair {
     /// What of CPU 0 the network has while frames come as fast as they can, and whether the console answers beside the guest.
     fn account(&mut self, setting: &str, report: &mut Report) -> Result<()> {
         self.spins.go_on()?;
-        let (first, begin) = (self.spins.next_sharing()?, Instant::now());
-        while begin.elapsed() < ACCOUNT {
-            frames_a_second(&mut self.spins)?;
-        }
-        let between = self.spins.next_sharing()?.since(&first);
+        // Both reports are of a second in which frames came.
+        forward(&mut self.spins, SETTLE)?;
+        let first = self.spins.last_sharing().unwrap_or_default();
+        forward(&mut self.spins, ACCOUNT)?;
+        let last = self.spins.last_sharing().unwrap_or_default();
+        let between = last.since(&first);
         let network = between.tasks.get("network").copied().unwrap_or_default();
-        let vcpu = between.tasks.get("vcpu0").copied().unwrap_or_default();
-        let all = (network.run_ns + vcpu.run_ns).max(1) as f64;
+        // Beside a guest that spins on all of them no CPU is idle: what all tasks had is what there was.
+        let had: u64 = between.tasks.values().map(|times| times.run_ns).sum();
+        let all = (had / u64::from(CPUS)).max(1) as f64;
         for (name, ns) in [("had", network.run_ns), ("waited for", network.wait_ns)] {
             report.add(Row::new(
                 format!("share of CPU 0 that the network {name}, {setting}"),
@@ -210,7 +200,7 @@ impl Pair {
 }
 
 /// Frames through the box in a second with the guest in `cli; jmp $`, and whether the console answers beside it. The rate must be full with `limited`; at equal
-/// nice values a service that could use all of its CPU has half of it, as the weights say. One emulator is a fifth faster than another of the same, and stays so:
+/// nice values a service that could use all of its CPU has half of it, as the weights say. One emulator's process is faster than another of the same, and stays so:
 /// as many pairs of boxes as `rounds` count.
 ///
 /// # Errors
@@ -224,69 +214,28 @@ pub fn forwarding(
     report: &mut Report,
 ) -> Result<()> {
     let setting = format!("{policy}, services at nice {services_nice}, guest in cli; jmp $");
-    let short = std::thread::available_parallelism()?.get() < usize::from(CPUS) + SPARE;
-    let mut kinds = vec![(false, "halted")];
-    if limited && short {
-        kinds.push((true, "halted, on as busy a machine"));
-    }
-    let mut rates = vec![[Vec::new(), Vec::new()]; kinds.len()];
+    let mut rates = [Vec::new(), Vec::new()];
     let mut last = None;
     for _ in 0..rounds {
         process::check_interrupted()?;
         drop(last.take());
         let mut pair = Pair::start(stage, policy, services_nice)?;
-        for ((busy, _), rates) in kinds.iter().zip(&mut rates) {
-            for (all, one) in rates.iter_mut().zip(pair.rates(*busy)?) {
-                all.extend(one);
-            }
+        let both = pair.in_turn(SPANS, |machine| Ok(vec![frames_a_second(machine)?]))?;
+        for (all, one) in rates.iter_mut().zip(both) {
+            all.extend(one);
         }
         last = Some(pair);
     }
-    for ((busy, beside), [halted, spins]) in kinds.into_iter().zip(rates) {
-        let median = |all| median(all).unwrap_or_default();
-        let name = format!("frames of {LENGTH} bytes forwarded, {setting}");
-        let row = Row::new(name, "1/s", median(spins)).beside(beside, median(halted));
-        report.add(match limited && busy == short {
-            true => row.limited_by_ratio(Limit::AtLeast(FULL)),
-            false => row,
-        });
-    }
+    let [halted, spins] = rates.map(|all| percentile(all, UNDISTURBED).unwrap_or_default());
+    let name = format!("frames of {LENGTH} bytes forwarded, {setting}");
+    let row = Row::new(name, "1/s", spins).beside("halted", halted);
+    report.add(match limited {
+        true => row.limited_by_ratio(Limit::AtLeast(FULL)),
+        false => row,
+    });
     match last {
         Some(mut pair) => pair.account(&setting, report),
         None => Ok(()),
-    }
-}
-
-/// A thread that burns what it gets, at the nice value of an emulated CPU.
-struct Burner {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Burner {
-    fn start() -> Result<Burner> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (told, (number, numbers)) = (stop.clone(), std::sync::mpsc::channel());
-        let thread = std::thread::spawn(move || {
-            let _ = number.send(nix::unistd::gettid());
-            // No `spin_loop`: a translated `jmp $` looks at a flag and jumps, too, and leaves a CPU's other thread as little.
-            while !told.load(Ordering::Relaxed) {}
-        });
-        let burner = Burner {
-            stop,
-            thread: Some(thread),
-        };
-        nice_as_emulated(&numbers.recv()?.to_string())?;
-        Ok(burner)
-    }
-}
-
-impl Drop for Burner {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
 
@@ -371,6 +320,15 @@ fn latencies(machine: &mut ProbedBox, number: &mut usize) -> Result<Vec<f64>> {
         all.push(sent.elapsed().as_secs_f64() * 1e3);
     }
     Ok(all)
+}
+
+/// Has frames go through as fast as they can for so long.
+fn forward(machine: &mut ProbedBox, time: Duration) -> Result<()> {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        frames_a_second(machine)?;
+    }
+    Ok(())
 }
 
 /// How many frames go through in a second while [`WINDOW`] of them are always under way.

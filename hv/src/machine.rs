@@ -46,6 +46,8 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// Microseconds from a wake-up to the first instruction of a halted vCPU, as the guest is told. Linux halts only when it expects to rest for longer.
     pub wake_micros: u16,
+    /// Frames whose notifications come closer together than so many microseconds are taken that much later, and several at once.
+    pub collect_micros: u16,
 }
 
 /// What to start, whatever its kind.
@@ -304,5 +306,6 @@ fn platform_config(config: &MachineConfig, vcpus: usize, apic_mode: ApicMode) ->
         block: config.block,
         debug_exit: config.debug_exit,
         wake_micros: config.wake_micros,
+        collect_micros: config.collect_micros,
     }
 }

@@ -226,6 +226,8 @@ impl<'h> Processor<'h> {
             return Err(StopReason::Requested);
         }
         if shared.host.must_leave() {
+            let index = self.index();
+            shared.with_platform(index, |platform| platform.leaves(&shared.memory, index));
             return Ok(Some(Left::Preempted));
         }
         match self.look() {
@@ -264,6 +266,7 @@ impl<'h> Processor<'h> {
                 if let Some(rest) = self.rest {
                     let holds_nmi = self.vcpu.nmi_window() != NmiWindow::Open;
                     if !platform.wakes(index, rest, holds_nmi) {
+                        platform.leaves(&shared.memory, index);
                         return match self.dead(platform) {
                             Some(reason) => Next::Stop(reason),
                             None => Next::Rest(platform.next_deadline_ns(index)),

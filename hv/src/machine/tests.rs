@@ -244,6 +244,7 @@ impl<'h> Scene<'h> {
             block: None,
             debug_exit: true,
             wake_micros: 10,
+            collect_micros: 100,
         };
         let machine = Machine::new(&config, memory, alloc::vec![Box::new(player)], host);
         Self {

@@ -2,7 +2,7 @@
 
 use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
 use super::{InputTo, LOG_LIMIT, Platform};
-use crate::device::virtio::mmio::INTERRUPT_ACKNOWLEDGE;
+use crate::device::virtio::mmio::{INTERRUPT_ACKNOWLEDGE, QUEUE_NOTIFY};
 use crate::mem::GuestMemory;
 
 /// A window of registers, with the offset in it.
@@ -89,6 +89,9 @@ impl Platform<'_> {
                 match slot {
                     VirtioSlot::Net => {
                         self.net.as_mut()?.write(offset, width, value, mem, host);
+                        if offset == QUEUE_NOTIFY {
+                            self.net_vcpu = vcpu;
+                        }
                     }
                     VirtioSlot::Console => {
                         let before = self.console.backend().bytes_written();

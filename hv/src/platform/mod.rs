@@ -45,6 +45,8 @@ pub struct PlatformConfig {
     pub vcpus: usize,
     /// Microseconds from a wake-up to the first instruction of a halted vCPU, as the guest is told.
     pub wake_micros: u16,
+    /// See [`crate::machine::MachineConfig::collect_micros`].
+    pub collect_micros: u16,
     /// How local APICs are accessed at the start.
     pub apic_mode: ApicMode,
     /// Address of the network interface; none for a guest without one.
@@ -148,6 +150,8 @@ pub struct Platform<'h> {
     console: MmioDevice<Console>,
     entropy: MmioDevice<Entropy>,
     block: Option<MmioDevice<Block>>,
+    /// The vCPU that notified the network interface last: it sees to what the interface does not want to be notified of.
+    net_vcpu: usize,
     input_to: InputTo,
     power: Option<PowerEvent>,
     /// vCPUs that only another vCPU can wake.
@@ -180,10 +184,13 @@ impl<'h> Platform<'h> {
             reset: ResetControl::default(),
             watchdog: Watchdog::default(),
             virtio: config.acpi().virtio,
-            net: config.mac.map(|mac| MmioDevice::new(Net::new(mac))),
+            net: config
+                .mac
+                .map(|mac| MmioDevice::new(Net::new(mac, config.collect_micros))),
             console: MmioDevice::new(Console::default()),
             entropy: MmioDevice::new(Entropy::default()),
             block: config.block.map(|block| MmioDevice::new(Block::new(block))),
+            net_vcpu: DEVICE_VCPU,
             input_to: InputTo::Serial,
             power: None,
             // All but the first wait for their startup, whether they have run yet or not.
@@ -409,14 +416,16 @@ impl<'h> Platform<'h> {
 
     /// Lets time and the host's input take effect: `vcpu`'s timer if it is due, and where devices may have something to do, frames and typed bytes for
     /// the guest, and output that has waited. They may when the guest has accessed one, when it is their time, and when `vcpu` was `called`: the
-    /// host may have something for it since the last time ([`Host::kick`]). Both of these are [`DEVICE_VCPU`]'s to see to.
+    /// host may have something for it since the last time ([`Host::kick`]). Both of these are [`DEVICE_VCPU`]'s to see to. Frames that the guest does not notify of
+    /// are seen to by the vCPU that last did.
     pub fn service(&mut self, mem: &GuestMemory, vcpu: usize, called: bool) {
         let now = self.now();
         if let Some(apic) = self.interrupts.local_mut(vcpu) {
             apic.service(now);
         }
         let by_host = vcpu == DEVICE_VCPU && (called || self.due_ns <= now);
-        if by_host || self.devices_touched || self.interrupts.has_refused() {
+        let by_net = self.net_deadline_ns(vcpu).is_some_and(|due| due <= now);
+        if by_host || by_net || self.devices_touched || self.interrupts.has_refused() {
             self.service_devices(mem, now);
             self.devices_touched = false;
             self.due_ns = self.device_deadline_ns().unwrap_or(u64::MAX);
@@ -454,12 +463,29 @@ impl<'h> Platform<'h> {
     /// [`DEVICE_VCPU`]'s to look after. Input from the host is not foreseen: it needs a call of its own.
     pub fn next_deadline_ns(&mut self, vcpu: usize) -> Option<u64> {
         let timer = self.interrupts.local(vcpu).and_then(LocalApic::deadline_ns);
+        let own = timer.into_iter().chain(self.net_deadline_ns(vcpu)).min();
         if vcpu != DEVICE_VCPU {
-            return timer;
+            return own;
         }
         self.foreseen_ns = self.due_ns;
         let devices = Some(self.due_ns).filter(|due| *due != u64::MAX);
-        timer.into_iter().chain(devices).min()
+        own.into_iter().chain(devices).min()
+    }
+
+    /// When frames have to be looked for that `vcpu` sees to.
+    fn net_deadline_ns(&self, vcpu: usize) -> Option<u64> {
+        let net = self.net.as_ref().filter(|_| vcpu == self.net_vcpu)?;
+        net.deadline_ns()
+    }
+
+    /// `vcpu` leaves its CPU: what the guest does not notify of must not wait until it runs again.
+    pub fn leaves(&mut self, mem: &GuestMemory, vcpu: usize) {
+        if self.net_deadline_ns(vcpu).is_some()
+            && let Some(net) = &mut self.net
+        {
+            net.settle(mem, self.host);
+            self.update_lines();
+        }
     }
 
     fn device_deadline_ns(&self) -> Option<u64> {

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::test_host::TestHost;
 use super::*;
+use crate::device::virtio::test_driver;
 use crate::platform::layout::{IO_APIC, LOCAL_APIC, port};
 
 fn config(apic_mode: ApicMode) -> PlatformConfig {
@@ -15,6 +16,7 @@ fn config(apic_mode: ApicMode) -> PlatformConfig {
         }),
         debug_exit: true,
         wake_micros: 10,
+        collect_micros: 100,
     }
 }
 
@@ -436,4 +438,50 @@ fn there_is_a_disk_only_where_there_is_one() {
     machine.platform = Platform::new(&without, &host);
     assert_eq!(machine.load(window), None);
     assert!(!without.acpi().virtio.contains(&VirtioSlot::Block));
+}
+
+#[test]
+fn collected_frames_are_seen_to_by_the_vcpu_that_notified_and_do_not_wait_for_it() {
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let window = VirtioSlot::Net.address();
+    for (register, value) in test_driver::START_TRANSMIT {
+        machine.store(window + register, value).unwrap();
+    }
+    test_driver::fill_transmit(&machine.mem);
+    let notify = window + 0x50;
+    let send = |machine: &mut Machine<'_>, count| test_driver::send_up_to(&machine.mem, count);
+    let at = |machine: &mut Machine<'_>, micros: u64| {
+        host.set_now(micros * 1_000);
+        machine.platform.service(&machine.mem, 0, false);
+        machine.platform.service(&machine.mem, 1, false);
+        let due = [0, 1].map(|vcpu| machine.platform.next_deadline_ns(vcpu));
+        (
+            host.take_sent().len(),
+            due.map(|due| due.map(|at| at / 1_000)),
+        )
+    };
+    for count in [1, 2] {
+        send(&mut machine, count);
+        machine
+            .platform
+            .mmio_write(&machine.mem, 1, notify, 4, 1)
+            .unwrap();
+    }
+    assert_eq!(at(&mut machine, 10), (2, [None, Some(100)]));
+    send(&mut machine, 4);
+    assert_eq!(at(&mut machine, 90), (0, [None, Some(100)]), "not yet");
+    assert_eq!(at(&mut machine, 100), (2, [None, Some(200)]));
+    send(&mut machine, 5);
+    // It gives up its CPU.
+    machine.platform.leaves(&machine.mem, 0);
+    assert_eq!(at(&mut machine, 110), (0, [None, Some(200)]));
+    machine.platform.leaves(&machine.mem, 1);
+    assert_eq!(at(&mut machine, 120), (1, [None, None]));
+    // And the other one notifies.
+    for count in [6, 7] {
+        send(&mut machine, count);
+        machine.store(notify, 1).unwrap();
+    }
+    assert_eq!(at(&mut machine, 130), (2, [Some(220), None]));
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -387,6 +388,34 @@ impl TestBox {
         self.ask(&format!("{who}'s answer to ping"), &ping, |frame| {
             frames::is_pong(frame, address, 1).then_some(())
         })
+    }
+
+    /// The LAN's station pings an address with all these numbers at once, and every one is answered.
+    ///
+    /// # Errors
+    /// As [`TestBox::wait_for`].
+    pub fn answers_all(&mut self, address: Ipv4Addr, numbers: Range<u16>) -> Result<()> {
+        let request = frames::arp_request(STATION, address)?;
+        let mac = self.ask("an answer to ARP", &request, |frame| {
+            frames::arp_answer(frame, address)
+        })?;
+        let pings = numbers
+            .clone()
+            .map(|number| frames::ping(STATION, address, mac, number));
+        let pings: Vec<_> = pings.collect::<Result<_>>()?;
+        let mut missing: Vec<_> = numbers.zip(pings).collect();
+        let mut next = Instant::now();
+        while !missing.is_empty() {
+            if Instant::now() >= next {
+                missing.iter().for_each(|(_, ping)| self.lan.send(ping));
+                next = Instant::now() + AGAIN;
+            }
+            while let Some(frame) = self.lan.receive() {
+                missing.retain(|(number, _)| !frames::is_pong(&frame, address, *number));
+            }
+            self.pause("the answers to all pings")?;
+        }
+        Ok(())
     }
 
     /// The box itself answers.

@@ -17,6 +17,79 @@ fn serving(trial: &Trial<'_>) -> Result<TestBox> {
     Ok(machine)
 }
 
+/// The directory guest starts, answers on the LAN, and its console is a key away.
+pub fn directory(trial: &mut Trial<'_>) -> Result<()> {
+    let mut setup = Setup::new(config_with_guest("directory", ""));
+    setup.slot = Some(trial.stage.directory.slot()?);
+    let mut machine = setup.start(trial)?;
+    machine.forwards()?;
+    machine.milestone("guest-init")?;
+    machine.milestone("guest-ready")?;
+    machine.guest("ready")?;
+    machine.answers(GUEST_ADDRESS, "the guest")?;
+    // Ctrl-T, then a line whose answer is not in it.
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(b"echo answer-$((6 * 7))\r")?;
+    machine.console("answer-42")?;
+    machine.type_keys(b"\x14")?;
+    machine.console("the box's console")?;
+    machine.forwards()
+}
+
+/// A guest that answers many pings at once has few notifications, interrupts and exits for each, and no frame waits for ever.
+pub fn bursts(trial: &mut Trial<'_>) -> Result<()> {
+    const BURSTS: u16 = 50;
+    const PINGS: u16 = 200;
+    // With a notification of each answer it is one notification, one interrupt and three exits for each.
+    const TOGETHER: u64 = 4;
+    let mut machine = serving(trial)?;
+    machine.answers(GUEST_ADDRESS, "the guest")?;
+    machine.goes_on(2)?;
+    let before = machine.said(Traffic::of).context("no status")?;
+    for burst in 0..BURSTS {
+        machine.answers_all(GUEST_ADDRESS, burst * PINGS..(burst + 1) * PINGS)?;
+    }
+    machine.goes_on(2)?;
+    let after = machine.said(Traffic::of).context("no status")?;
+    let pings = u64::from(BURSTS * PINGS);
+    let made = after.since(&before);
+    ensure!(
+        made.notifications <= pings / TOGETHER
+            && made.interrupts <= pings / TOGETHER
+            && made.exits <= pings,
+        "for {pings} pings: {made:?}"
+    );
+    machine.answers(GUEST_ADDRESS, "the guest")
+}
+
+/// What the guest's network interface and its driver have told each other, and how often the guest was left, as last reported.
+#[derive(Debug)]
+struct Traffic {
+    notifications: u64,
+    interrupts: u64,
+    exits: u64,
+}
+
+impl Traffic {
+    fn of(said: &Said) -> Option<Traffic> {
+        let status = said.status()?;
+        let net = &status["net"]["guest_devices"]["net"];
+        Some(Traffic {
+            notifications: net["notifications"].as_u64()?,
+            interrupts: net["interrupts"].as_u64()?,
+            exits: status["guest_exits"].as_u64()?,
+        })
+    }
+
+    fn since(&self, before: &Traffic) -> Traffic {
+        Traffic {
+            notifications: self.notifications - before.notifications,
+            interrupts: self.interrupts - before.interrupts,
+            exits: self.exits - before.exits,
+        }
+    }
+}
+
 /// The power button shuts the guest down, the box says so; `restart` brings it back.
 pub fn power_button(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = serving(trial)?;

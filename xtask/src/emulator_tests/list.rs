@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use outpost_engine_bench::Figures;
 use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
 
-use super::boxes::{CONFIG, GUEST_ADDRESS, Setup, TestBox, config_with_guest};
+use super::boxes::{CONFIG, Setup, TestBox, config_with_guest};
 use super::{Test, Trial, config, dmesg, frames, guest, once, pages, pair, probes, program, store};
 use crate::bench::engine as bench;
 use crate::image;
@@ -24,7 +24,7 @@ pub const ALL: &[Test] = &[
         name: "directory",
         about: "the directory guest starts, answers on the LAN, and its console is a key away",
         deadline: LONG,
-        run: directory,
+        run: guest::directory,
     },
     Test {
         name: "once",
@@ -61,6 +61,12 @@ pub const ALL: &[Test] = &[
         about: "the box stays within 48 MiB, and once started allocates nothing but for connections that begin",
         deadline: LONG,
         run: guest::memory_is_bounded,
+    },
+    Test {
+        name: "bursts",
+        about: "the answers to many pings leave the guest together, with few exits and interrupts",
+        deadline: LONG,
+        run: guest::bursts,
     },
     Test {
         name: "linux-smp",
@@ -484,24 +490,6 @@ fn partitions(trial: &mut Trial<'_>) -> Result<()> {
         "the second boot made partitions again"
     );
     Ok(())
-}
-
-fn directory(trial: &mut Trial<'_>) -> Result<()> {
-    let mut setup = Setup::new(config_with_guest("directory", ""));
-    setup.slot = Some(trial.stage.directory.slot()?);
-    let mut machine = setup.start(trial)?;
-    machine.forwards()?;
-    machine.milestone("guest-init")?;
-    machine.milestone("guest-ready")?;
-    machine.guest("ready")?;
-    machine.answers(GUEST_ADDRESS, "the guest")?;
-    // Ctrl-T, then a line whose answer is not in it.
-    machine.type_keys(b"\x14\r")?;
-    machine.type_keys(b"echo answer-$((6 * 7))\r")?;
-    machine.console("answer-42")?;
-    machine.type_keys(b"\x14")?;
-    machine.console("the box's console")?;
-    machine.forwards()
 }
 
 /// The box goes on without the guest.

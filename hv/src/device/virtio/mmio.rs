@@ -39,6 +39,8 @@ mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
+/// Offset of the register by which the driver notifies the device.
+pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 /// Offset of the register by which the driver says what it has seen of the interrupt status.
 pub const INTERRUPT_ACKNOWLEDGE: u64 = register::INTERRUPT_ACKNOWLEDGE;
 
@@ -286,6 +288,16 @@ impl<B: Backend> MmioDevice<B> {
     /// True if [`MmioDevice::service`] should be called again soon.
     pub fn has_backlog(&self) -> bool {
         self.is_running() && self.backend.has_backlog()
+    }
+
+    /// When [`MmioDevice::service`] is wanted for what the driver does not notify of, by [`Host::now_ns`].
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.backend.deadline_ns().filter(|_| self.is_running())
+    }
+
+    /// Nobody will be there at [`MmioDevice::deadline_ns`]: has the driver notify again.
+    pub fn settle(&mut self, mem: &GuestMemory, host: &dyn Host) {
+        self.work(mem, host, |backend, access| backend.settle(access));
     }
 
     fn work(

@@ -87,4 +87,17 @@ pub trait Backend {
     fn has_backlog(&self) -> bool {
         false
     }
+
+    /// When [`Backend::service`] is wanted for what the driver does not notify of, by [`Host::now_ns`].
+    fn deadline_ns(&self) -> Option<u64> {
+        None
+    }
+
+    /// Nobody will be there at the deadline: has the driver notify again.
+    ///
+    /// # Errors
+    /// [`QueueError`] if the driver did something wrong: the device is stopped.
+    fn settle(&mut self, _access: &mut Access<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
 }

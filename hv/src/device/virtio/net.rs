@@ -1,6 +1,8 @@
 //! The guest's network interface (Virtual I/O Device 1.2, 5.1): one queue each way, frames as they are on the wire.
 //!
 //! No offloads: a frame that the guest sends is complete, and so is one that it gets.
+//!
+//! Each notification is an exit. A driver that notifies often is not asked for more of them for a while: what it sends is [collected](Collector).
 
 use alloc::boxed::Box;
 
@@ -27,6 +29,50 @@ const MTU: u16 = 1500;
 /// or two buffers for a frame.
 const BUDGET: usize = 512;
 
+/// When frames to send are collected: taken when some time has passed, with no notification of each. What is notified of at longer distances, as the answers to
+/// one client's questions are, waits for nothing.
+#[derive(Debug)]
+struct Collector {
+    /// For so long, and only where notifications are closer together.
+    time_ns: u64,
+    /// When the driver notified last.
+    notified_ns: Option<u64>,
+    /// Until when frames are collected; none while each is notified of.
+    until_ns: Option<u64>,
+    /// Some have come since that was set.
+    has_some: bool,
+}
+
+impl Collector {
+    fn new(time_ns: u64) -> Self {
+        Self {
+            time_ns,
+            notified_ns: None,
+            until_ns: None,
+            has_some: false,
+        }
+    }
+
+    /// The driver has notified of frames.
+    fn notified(&mut self, now_ns: u64) {
+        let last = self.notified_ns.replace(now_ns);
+        let is_close = last.is_some_and(|last| now_ns.saturating_sub(last) < self.time_ns);
+        if self.until_ns.is_none() && is_close {
+            self.until_ns = Some(now_ns + self.time_ns);
+            self.has_some = false;
+        }
+    }
+
+    /// Whether more is collected, now that all there was has been taken. The time is extended for as long as that was good for something.
+    fn goes_on(&mut self, now_ns: u64) -> bool {
+        if self.until_ns.is_some_and(|until| until <= now_ns) {
+            let extends = core::mem::take(&mut self.has_some);
+            self.until_ns = extends.then_some(now_ns + self.time_ns);
+        }
+        self.until_ns.is_some()
+    }
+}
+
 /// What has happened on the interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetCounters {
@@ -52,16 +98,18 @@ pub struct Net {
     mac: [u8; 6],
     frame: Box<[u8; HEADER + FRAME_MAX]>,
     backlog: bool,
+    collector: Collector,
     counters: NetCounters,
 }
 
 impl Net {
-    /// An interface with this address.
-    pub fn new(mac: [u8; 6]) -> Self {
+    /// An interface with this address, which collects frames that come in quick succession for so many microseconds.
+    pub fn new(mac: [u8; 6], collect_micros: u16) -> Self {
         Self {
             mac,
             frame: Box::new([0; HEADER + FRAME_MAX]),
             backlog: false,
+            collector: Collector::new(u64::from(collect_micros) * 1_000),
             counters: NetCounters::default(),
         }
     }
@@ -80,6 +128,7 @@ impl Net {
         loop {
             while budget > 0 && queue.pop(access.mem, access.chain)? {
                 budget = budget.saturating_sub(access.chain.buffers());
+                self.collector.has_some = true;
                 let length = access.chain.read(access.mem, 0, &mut self.frame[..])?;
                 let whole = length as u64 == access.chain.readable_length();
                 match self.frame.get(HEADER..length) {
@@ -99,7 +148,14 @@ impl Net {
             if budget == 0 {
                 self.backlog = queue.has_available(access.mem)?;
             }
-            if self.backlog || !queue.request_notification(access.mem)? {
+            if self.backlog {
+                break;
+            }
+            if self.collector.goes_on(access.host.now_ns()) {
+                queue.refuse_notifications(access.mem)?;
+                break;
+            }
+            if !queue.request_notification(access.mem)? {
                 break;
             }
         }
@@ -164,18 +220,22 @@ impl Backend for Net {
 
     fn reset(&mut self) {
         self.backlog = false;
+        self.collector = Collector::new(self.collector.time_ns);
     }
 
     fn notified(&mut self, index: usize, access: &mut Access<'_>) -> Result<(), QueueError> {
         match index {
             RECEIVE => self.receive(access),
-            TRANSMIT => self.transmit(access),
+            TRANSMIT => {
+                self.collector.notified(access.host.now_ns());
+                self.transmit(access)
+            }
             _ => Ok(()),
         }
     }
 
     fn service(&mut self, access: &mut Access<'_>) -> Result<(), QueueError> {
-        if self.backlog {
+        if self.backlog || self.collector.until_ns.is_some() {
             self.transmit(access)?;
         }
         self.receive(access)
@@ -183,6 +243,15 @@ impl Backend for Net {
 
     fn has_backlog(&self) -> bool {
         self.backlog
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        self.collector.until_ns
+    }
+
+    fn settle(&mut self, access: &mut Access<'_>) -> Result<(), QueueError> {
+        self.collector.until_ns = None;
+        self.transmit(access)
     }
 }
 

@@ -16,6 +16,8 @@ const INDIRECT: u16 = 4;
 
 /// The driver wants no interrupts (2.7.7).
 const NO_INTERRUPT: u16 = 1;
+/// The device wants no notifications (2.7.8).
+const NO_NOTIFY: u16 = 1;
 
 /// Most bytes that one chain may describe. Bounds the work that one descriptor chain can cause.
 const CHAIN_BYTES: u64 = 1 << 20;
@@ -382,6 +384,18 @@ impl Queue {
         }
         let event = mem.read_u16(self.available + 4 + 2 * u64::from(self.size))?;
         Ok(is_crossed(event, new, old))
+    }
+
+    /// Tells the driver that no notifications are wanted. It may notify all the same.
+    ///
+    /// # Errors
+    /// [`QueueError::OutOfGuest`].
+    pub fn refuse_notifications(&mut self, mem: &GuestMemory) -> Result<(), QueueError> {
+        // By index, the one that the driver has passed stands: it comes there again after 65,536 chains (2.7.10).
+        if self.ready && !self.event_index {
+            mem.write_u16(self.used, NO_NOTIFY)?;
+        }
+        Ok(())
     }
 
     /// Asks for a notification of the next chain. True if one came in the meantime, so that none may follow.

@@ -15,6 +15,37 @@ const RINGS: u64 = 0x1_0000;
 const FIRST_RINGS: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x10_0000;
 
+/// What a driver writes to which registers to have the network interface run, with a transmit queue of 8 entries: for tests that have no [`Driver`].
+pub(crate) const START_TRANSMIT: [(u64, u64); 11] = [
+    (0x70, 3),
+    (0x24, 1),
+    (0x20, 1), // VERSION_1
+    (0x70, 11),
+    (0x30, 1),
+    (0x38, ENTRIES as u64),
+    (0x80, FIRST_RINGS),
+    (0x90, FIRST_RINGS + 0x1000),
+    (0xA0, FIRST_RINGS + 0x2000),
+    (0x44, 1),
+    (0x70, 15),
+];
+
+/// Makes each entry of that queue a frame of 60 bytes.
+pub(crate) fn fill_transmit(mem: &GuestMemory) {
+    for index in 0..u64::from(ENTRIES) {
+        let descriptor = FIRST_RINGS + 16 * index;
+        mem.write_u64(descriptor, BUFFERS).unwrap();
+        mem.write_u32(descriptor + 8, 72).unwrap();
+        let entry = FIRST_RINGS + 0x1004 + 2 * index;
+        mem.write_u16(entry, index as u16).unwrap();
+    }
+}
+
+/// Makes so many of them available, counted from the first.
+pub(crate) fn send_up_to(mem: &GuestMemory, count: u16) {
+    mem.write_u16(FIRST_RINGS + 0x1002, count).unwrap();
+}
+
 #[derive(Clone, Copy, Default)]
 struct DriverQueue {
     available: u16,
@@ -138,6 +169,11 @@ impl<'h, B: Backend> Driver<'h, B> {
     pub fn available_event(&self, queue: u32) -> u16 {
         let at = Self::rings(queue) + 0x2000 + 4 + 8 * u64::from(ENTRIES);
         self.mem.read_u16(at).unwrap()
+    }
+
+    /// The flags of the device's ring.
+    pub fn used_flags(&self, queue: u32) -> u16 {
+        self.mem.read_u16(Self::rings(queue) + 0x2000).unwrap()
     }
 
     pub fn notify(&mut self, queue: u32) {

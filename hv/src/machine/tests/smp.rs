@@ -1,6 +1,8 @@
 //! Several vCPUs: how they start, reach and stop each other, and what the box hears of it.
 
 use super::*;
+use crate::device::virtio::test_driver;
+use crate::platform::layout::VirtioSlot;
 
 /// Two vCPUs, each with its script. The first is at `CODE`, the second waits for its startup.
 struct Two<'h> {
@@ -19,10 +21,11 @@ impl<'h> Two<'h> {
             script.borrow_mut().exits = exits.iter().copied().collect();
         }
         let config = MachineConfig {
-            mac: None,
+            mac: Some([2, 0, 0, 0, 0, 1]),
             block: None,
             debug_exit: true,
             wake_micros: 10,
+            collect_micros: 100,
         };
         let vcpus = players
             .into_iter()
@@ -314,6 +317,41 @@ fn device_work_that_one_vcpu_makes_is_told_to_the_one_that_does_it() {
         platform.port_write(&shared.memory, 0x3F8, 1, b'y'.into());
     });
     assert_eq!(two.kicked(), 0);
+}
+
+/// Frames that the guest does not notify of have a vCPU that looks for them, and are notified of again when it leaves its CPU.
+#[test]
+fn frames_do_not_wait_for_a_vcpu_that_must_leave() {
+    let host = Box0::default();
+    let two = Two::new(&host, &[], [&[], &[]]);
+    let memory = two.machine.memory();
+    let store = |offset: u64, value: u64| {
+        let at = VirtioSlot::Net.address() + offset;
+        two.machine
+            .with_platform(|platform| platform.mmio_write(memory, 0, at, 4, value))
+            .unwrap();
+    };
+    for (register, value) in test_driver::START_TRANSMIT {
+        store(register, value);
+    }
+    test_driver::fill_transmit(memory);
+    for count in [1, 2] {
+        test_driver::send_up_to(memory, count);
+        store(0x50, 1);
+    }
+    let sent = || {
+        two.machine
+            .with_platform(|platform| platform.counters().net.sent)
+    };
+    test_driver::send_up_to(memory, 3);
+    assert_eq!(sent(), 2);
+    host.leave.store(true, Ordering::Relaxed);
+    assert_eq!(two.machine.run(0, 0), Left::Preempted);
+    assert_eq!(sent(), 3);
+    let due = two
+        .machine
+        .with_platform(|platform| platform.next_deadline_ns(0));
+    assert_eq!(due, None);
 }
 
 #[test]

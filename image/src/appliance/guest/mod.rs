@@ -192,6 +192,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) 
             block,
             debug_exit: guest.debug_exit,
             wake_micros: cpus::wake_micros(),
+            collect_micros: cpus::collect_micros(),
         },
         vcpus: guest.vcpus as usize,
     });

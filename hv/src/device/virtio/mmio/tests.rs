@@ -8,7 +8,7 @@ use crate::platform::test_host::TestHost;
 
 #[test]
 fn a_driver_recognises_the_device() {
-    let device = MmioDevice::new(Net::new([2, 0, 0, 0, 0, 7]));
+    let device = MmioDevice::new(Net::new([2, 0, 0, 0, 0, 7], 100));
     assert_eq!(device.read(0, 4), 0x7472_6976);
     assert_eq!(device.read(4, 4), 2);
     assert_eq!(device.read(8, 4), 1);
@@ -128,7 +128,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let host = TestHost::default();
-        let mut driver = Driver::new(Net::new([2, 0, 0, 0, 0, 1]), &host);
+        let mut driver = Driver::new(Net::new([2, 0, 0, 0, 0, 1], 100), &host);
         // Rings full of noise, with addresses that are often in memory.
         let mut state = seed | 1;
         let rings = (0x10_u64..0x23).map(|page| page << 12);

@@ -7,7 +7,7 @@ use crate::platform::test_host::TestHost;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 fn driver(host: &TestHost) -> Driver<'_, Net> {
-    Driver::new(Net::new(MAC), host)
+    Driver::new(Net::new(MAC, 100), host)
 }
 
 #[test]
@@ -83,6 +83,83 @@ fn frames_wait_for_buffers() {
     assert_eq!(driver.take_used(0), [72]);
     let counters = driver.device.backend().counters();
     assert_eq!((counters.received, counters.received_dropped), (2, 1));
+}
+
+/// Frames that are made available without a notification.
+fn put(driver: &mut Driver<'_, Net>, frames: u16) {
+    for index in 0..frames {
+        driver.describe(1, index, 0x10_0000, 72, 0, 0);
+        driver.publish(1, index);
+    }
+}
+
+#[test]
+fn frames_in_quick_succession_are_collected_for_as_long_as_they_come() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    let at = |driver: &mut Driver<'_, Net>, micros: u64, frames: u16, notifies: bool| {
+        host.set_now(micros * 1_000);
+        put(driver, frames);
+        if notifies {
+            driver.notify(1);
+        } else {
+            driver.service();
+        }
+        let due = driver.device.deadline_ns().map(|due| due / 1_000);
+        (host.take_sent().len(), due, driver.available_event(1))
+    };
+    assert_eq!(at(&mut driver, 1_000, 1, true), (1, None, 1));
+    assert_eq!(at(&mut driver, 1_100, 1, true), (1, None, 2), "not close");
+    // Taken at once, but the index that would be notified of is not the next.
+    assert_eq!(at(&mut driver, 1_199, 1, true), (1, Some(1_299), 2));
+    assert_eq!(at(&mut driver, 1_230, 2, false), (2, Some(1_299), 2));
+    assert_eq!(at(&mut driver, 1_299, 0, false), (0, Some(1_399), 2));
+    assert_eq!(at(&mut driver, 1_399, 3, false), (3, Some(1_499), 2));
+    // A driver may notify all the same.
+    assert_eq!(at(&mut driver, 1_450, 1, true), (1, Some(1_499), 2));
+    assert_eq!(at(&mut driver, 1_500, 0, false), (0, Some(1_600), 2));
+    // Nothing has come: from now on the next is notified of.
+    assert_eq!(at(&mut driver, 1_600, 0, false), (0, None, 9));
+    assert_eq!(at(&mut driver, 1_601, 1, true), (1, None, 10));
+    assert_eq!(driver.take_used(1).len(), 10);
+}
+
+#[test]
+fn a_frame_that_comes_as_collecting_ends_is_not_forgotten() {
+    let host = TestHost::default();
+    let mut driver = driver(&host);
+    put(&mut driver, 1);
+    driver.notify(1);
+    driver.notify(1);
+    assert!(driver.device.deadline_ns().is_some());
+    put(&mut driver, 1);
+    driver.device.settle(&driver.mem, &host);
+    assert_eq!(host.take_sent().len(), 2);
+    assert_eq!(
+        (driver.device.deadline_ns(), driver.available_event(1)),
+        (None, 2)
+    );
+    driver.notify(1);
+    driver.set(0x70, 0);
+    assert_eq!(driver.device.deadline_ns(), None, "after a reset");
+}
+
+/// A driver without event indices is told by a flag (Virtual I/O Device 1.2, 2.7.8).
+#[test]
+fn while_frames_are_collected_a_flag_says_so() {
+    let host = TestHost::default();
+    let mut driver = Driver::with_features(Net::new(MAC, 100), &host, 0);
+    let flag = |driver: &Driver<'_, Net>| driver.used_flags(1);
+    put(&mut driver, 1);
+    driver.notify(1);
+    assert_eq!(flag(&driver), 0);
+    driver.notify(1);
+    assert_eq!(flag(&driver), 1);
+    for micros in [100, 200] {
+        host.set_now(micros * 1_000);
+        driver.service();
+    }
+    assert_eq!((driver.device.deadline_ns(), flag(&driver)), (None, 0));
 }
 
 #[test]

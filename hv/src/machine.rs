@@ -46,7 +46,7 @@ pub struct MachineConfig {
     pub debug_exit: bool,
     /// Microseconds from a wake-up to the first instruction of a halted vCPU, as the guest is told. Linux halts only when it expects to rest for longer.
     pub wake_micros: u16,
-    /// Frames whose notifications come closer together than so many microseconds are taken that much later, and several at once.
+    /// Where notifications of frames come closer together than so many microseconds, those that follow wait for that time at most, and are taken together.
     pub collect_micros: u16,
 }
 

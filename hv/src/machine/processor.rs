@@ -266,7 +266,9 @@ impl<'h> Processor<'h> {
                 if let Some(rest) = self.rest {
                     let holds_nmi = self.vcpu.nmi_window() != NmiWindow::Open;
                     if !platform.wakes(index, rest, holds_nmi) {
-                        platform.leaves(&shared.memory, index);
+                        if platform.leaves(&shared.memory, index) {
+                            continue;
+                        }
                         return match self.dead(platform) {
                             Some(reason) => Next::Stop(reason),
                             None => Next::Rest(platform.next_deadline_ns(index)),

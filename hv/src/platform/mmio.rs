@@ -3,6 +3,7 @@
 use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
 use super::{InputTo, LOG_LIMIT, Platform};
 use crate::device::virtio::mmio::{INTERRUPT_ACKNOWLEDGE, QUEUE_NOTIFY};
+use crate::device::virtio::net::TRANSMIT;
 use crate::mem::GuestMemory;
 
 /// A window of registers, with the offset in it.
@@ -89,7 +90,7 @@ impl Platform<'_> {
                 match slot {
                     VirtioSlot::Net => {
                         self.net.as_mut()?.write(offset, width, value, mem, host);
-                        if offset == QUEUE_NOTIFY {
+                        if offset == QUEUE_NOTIFY && value == TRANSMIT as u64 {
                             self.net_vcpu = vcpu;
                         }
                     }

@@ -150,7 +150,7 @@ pub struct Platform<'h> {
     console: MmioDevice<Console>,
     entropy: MmioDevice<Entropy>,
     block: Option<MmioDevice<Block>>,
-    /// The vCPU that notified the network interface last: it sees to what the interface does not want to be notified of.
+    /// The vCPU that notified the network interface last of frames to send: it sees to those that the interface does not want to be notified of.
     net_vcpu: usize,
     input_to: InputTo,
     power: Option<PowerEvent>,
@@ -460,7 +460,7 @@ impl<'h> Platform<'h> {
     }
 
     /// When [`Platform::service`], which comes before this, is due again for `vcpu`, as [`Host::now_ns`] counts; 0 means at once. Devices are
-    /// [`DEVICE_VCPU`]'s to look after. Input from the host is not foreseen: it needs a call of its own.
+    /// [`DEVICE_VCPU`]'s to look after, but for frames that the guest does not notify of. Input from the host is not foreseen: it needs a call of its own.
     pub fn next_deadline_ns(&mut self, vcpu: usize) -> Option<u64> {
         let timer = self.interrupts.local(vcpu).and_then(LocalApic::deadline_ns);
         let own = timer.into_iter().chain(self.net_deadline_ns(vcpu)).min();
@@ -478,14 +478,20 @@ impl<'h> Platform<'h> {
         net.deadline_ns()
     }
 
-    /// `vcpu` leaves its CPU: what the guest does not notify of must not wait until it runs again.
-    pub fn leaves(&mut self, mem: &GuestMemory, vcpu: usize) {
-        if self.net_deadline_ns(vcpu).is_some()
-            && let Some(net) = &mut self.net
-        {
-            net.settle(mem, self.host);
-            self.update_lines();
+    /// `vcpu` leaves its CPU: what the guest does not notify of must not wait until it runs again. True if there may have been something, by which `vcpu` may have
+    /// been given an interrupt.
+    pub fn leaves(&mut self, mem: &GuestMemory, vcpu: usize) -> bool {
+        let Some(net) = &mut self.net else {
+            return false;
+        };
+        if vcpu != self.net_vcpu || net.deadline_ns().is_none() {
+            return false;
         }
+        net.settle(mem, self.host);
+        self.update_lines();
+        // More than one call may take is left to whoever looks after the devices.
+        self.due_ns = self.device_deadline_ns().unwrap_or(u64::MAX);
+        true
     }
 
     fn device_deadline_ns(&self) -> Option<u64> {

@@ -485,3 +485,51 @@ fn collected_frames_are_seen_to_by_the_vcpu_that_notified_and_do_not_wait_for_it
     }
     assert_eq!(at(&mut machine, 130), (2, [Some(220), None]));
 }
+
+/// Whoever leaves takes no more than one call may; the rest is seen to at once, by the vCPU that looks after the devices.
+#[test]
+fn more_frames_than_one_call_may_take_do_not_wait_either() {
+    const CHAIN: u16 = 256;
+    let host = TestHost::default();
+    let mut machine = Machine::new(&host);
+    let window = VirtioSlot::Net.address();
+    for (register, value) in test_driver::START_TRANSMIT {
+        let value = if register == 0x38 {
+            CHAIN.into()
+        } else {
+            value
+        };
+        machine.store(window + register, value).unwrap();
+    }
+    // Each entry of the ring is the head of one chain of 256 buffers: two of them are a call's work.
+    for index in 0..u64::from(CHAIN) {
+        let descriptor = 0x1_0000 + 16 * index;
+        machine.mem.write_u64(descriptor, 0x2_0000).unwrap();
+        machine.mem.write_u32(descriptor + 8, 1).unwrap();
+        let linked = u16::from(index + 1 < CHAIN.into());
+        machine.mem.write_u16(descriptor + 12, linked).unwrap();
+        let next = if linked == 1 { index as u16 + 1 } else { 0 };
+        machine.mem.write_u16(descriptor + 14, next).unwrap();
+    }
+    for count in [1, 2] {
+        test_driver::send_up_to(&machine.mem, count);
+        let notified = machine
+            .platform
+            .mmio_write(&machine.mem, 1, window + 0x50, 4, 1);
+        notified.unwrap();
+    }
+    let _ = machine.platform.next_deadline_ns(DEVICE_VCPU);
+    let _ = machine.platform.take_touched();
+    machine.platform.service(&machine.mem, 0, true);
+    test_driver::send_up_to(&machine.mem, 7);
+    assert!(machine.platform.leaves(&machine.mem, 1));
+    assert!(machine.platform.take_touched().has(DEVICE_VCPU));
+    let sent = |machine: &Machine<'_>| machine.platform.counters().net.sent;
+    assert_eq!(sent(&machine), 4);
+    for frames in [6, 7] {
+        assert_eq!(machine.platform.next_deadline_ns(DEVICE_VCPU), Some(0));
+        machine.platform.service(&machine.mem, DEVICE_VCPU, false);
+        assert_eq!(sent(&machine), frames);
+    }
+    assert_eq!(machine.platform.next_deadline_ns(DEVICE_VCPU), None);
+}

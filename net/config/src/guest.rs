@@ -89,7 +89,7 @@ impl<'de> Deserialize<'de> for Policy {
     }
 }
 
-/// `[services] nice` where the file is silent: of a CPU that they share with a guest that wants all of it, the services have 97% if they can use it, by
+/// `[services] nice` where the file is silent: of a CPU that they share with a guest that wants all of it, the services have 99% if they can use it, by
 /// Linux's weights. So frames are forwarded at their full rate whatever the guest does.
 const SERVICES_NICE: i8 = -20;
 

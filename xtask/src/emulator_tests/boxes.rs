@@ -1,5 +1,6 @@
 //! A box under test: what it is made of, what is expected of it, and what must never be seen.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::ops::Range;
@@ -390,29 +391,38 @@ impl TestBox {
         })
     }
 
-    /// The LAN's station pings an address with all these numbers at once, and every one is answered.
+    /// The LAN's station pings an address with all these numbers at once, each once, and every one is answered.
     ///
     /// # Errors
-    /// As [`TestBox::wait_for`].
+    /// As [`TestBox::wait_for`], or when some are not.
     pub fn answers_all(&mut self, address: Ipv4Addr, numbers: Range<u16>) -> Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
         let request = frames::arp_request(STATION, address)?;
         let mac = self.ask("an answer to ARP", &request, |frame| {
             frames::arp_answer(frame, address)
         })?;
-        let pings = numbers
-            .clone()
-            .map(|number| frames::ping(STATION, address, mac, number));
-        let pings: Vec<_> = pings.collect::<Result<_>>()?;
-        let mut missing: Vec<_> = numbers.zip(pings).collect();
-        let mut next = Instant::now();
+        for number in numbers.clone() {
+            let ping = frames::ping(STATION, address, mac, number)?;
+            // QEMU's socket holds few.
+            while !self.lan.try_send(&ping) {
+                self.alive("room for a ping")?;
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        let mut missing: BTreeSet<u16> = numbers.collect();
+        let until = Instant::now() + PATIENCE;
         while !missing.is_empty() {
-            if Instant::now() >= next {
-                missing.iter().for_each(|(_, ping)| self.lan.send(ping));
-                next = Instant::now() + AGAIN;
-            }
             while let Some(frame) = self.lan.receive() {
-                missing.retain(|(number, _)| !frames::is_pong(&frame, address, *number));
+                missing.retain(|number| !frames::is_pong(&frame, address, *number));
+                // Who does not hear that the station is still there does not answer it either, after some seconds.
+                if let Some(reply) = frames::arp_reply_to(&frame, STATION) {
+                    self.lan.send(&reply);
+                }
             }
+            ensure!(
+                Instant::now() < until,
+                "these pings are not answered: {missing:?}"
+            );
             self.pause("the answers to all pings")?;
         }
         Ok(())

@@ -66,6 +66,33 @@ pub fn arp_answer(frame: &[u8], wanted: Ipv4Addr) -> Option<[u8; 6]> {
     arp.sender_hw_addr().try_into().ok()
 }
 
+/// What the LAN's station says to a frame that asks for its address.
+pub fn arp_reply_to(frame: &[u8], own: Ipv4Addr) -> Option<Vec<u8>> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let Some(NetSlice::Arp(asked)) = packet.net else {
+        return None;
+    };
+    if asked.operation() != ArpOperation::REQUEST || asked.target_protocol_addr() != own.octets() {
+        return None;
+    }
+    let asker: [u8; 6] = asked.sender_hw_addr().try_into().ok()?;
+    let arp = ArpPacket::new(
+        ArpHardwareId::ETHERNET,
+        EtherType::IPV4,
+        ArpOperation::REPLY,
+        &LAN_STATION,
+        &own.octets(),
+        &asker,
+        asked.sender_protocol_addr(),
+    )
+    .ok()?;
+    let mut frame = Vec::with_capacity(60);
+    let builder = PacketBuilder::ethernet2(LAN_STATION, asker).arp(arp);
+    builder.write(&mut frame).ok()?;
+    frame.resize(60, 0);
+    Some(frame)
+}
+
 /// An echo request from the LAN's station.
 ///
 /// # Errors

@@ -239,6 +239,8 @@ impl<B: Backend> MmioDevice<B> {
 
     fn write_status(&mut self, value: u32, mem: &GuestMemory, host: &dyn Host) {
         if value == 0 {
+            // What the driver was not asked to notify of had been sent when it could have been notified of.
+            self.settle(mem, host);
             self.reset();
             return;
         }

@@ -15,7 +15,8 @@ const FEATURE_MAC: u64 = 1 << 5;
 const FEATURE_STATUS: u64 = 1 << 16;
 
 const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
+/// The queue of what the guest sends.
+pub const TRANSMIT: usize = 1;
 
 /// `struct virtio_net_hdr_v1`: all zeros but the number of buffers.
 const HEADER: usize = 12;
@@ -53,14 +54,15 @@ impl Collector {
         }
     }
 
-    /// The driver has notified of frames.
-    fn notified(&mut self, now_ns: u64) {
+    /// The driver has notified of frames. True if those that follow are collected from now on.
+    fn notified(&mut self, now_ns: u64) -> bool {
         let last = self.notified_ns.replace(now_ns);
         let is_close = last.is_some_and(|last| now_ns.saturating_sub(last) < self.time_ns);
-        if self.until_ns.is_none() && is_close {
+        let begins = self.until_ns.is_none() && is_close;
+        if begins {
             self.until_ns = Some(now_ns + self.time_ns);
-            self.has_some = false;
         }
+        begins
     }
 
     /// Whether more is collected, now that all there was has been taken. The time is extended for as long as that was good for something.
@@ -227,8 +229,11 @@ impl Backend for Net {
         match index {
             RECEIVE => self.receive(access),
             TRANSMIT => {
-                self.collector.notified(access.host.now_ns());
-                self.transmit(access)
+                let begins = self.collector.notified(access.host.now_ns());
+                self.transmit(access)?;
+                // What was notified of says nothing about what comes without.
+                self.collector.has_some &= !begins;
+                Ok(())
             }
             _ => Ok(()),
         }

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::device::virtio::test_driver;
-use crate::platform::layout::VirtioSlot;
+use crate::platform::Rest;
+use crate::platform::layout::{IO_APIC, VirtioSlot};
 
 /// Two vCPUs, each with its script. The first is at `CODE`, the second waits for its startup.
 struct Two<'h> {
@@ -69,6 +70,20 @@ impl<'h> Two<'h> {
         self.machine
             .with_platform(|platform| platform.apic_msr_write(from, 0x830, command))
             .unwrap();
+    }
+
+    /// The first vCPU writes to a device's register.
+    fn store(&self, at: u64, value: u64) {
+        let memory = self.machine.memory();
+        self.machine
+            .with_platform(|platform| platform.mmio_write(memory, 0, at, 4, value))
+            .unwrap();
+    }
+
+    /// Frames that have left the guest.
+    fn sent(&self) -> u64 {
+        self.machine
+            .with_platform(|platform| platform.counters().net.sent)
     }
 
     fn kicked(&self) -> u64 {
@@ -319,39 +334,64 @@ fn device_work_that_one_vcpu_makes_is_told_to_the_one_that_does_it() {
     assert_eq!(two.kicked(), 0);
 }
 
-/// Frames that the guest does not notify of have a vCPU that looks for them, and are notified of again when it leaves its CPU.
-#[test]
-fn frames_do_not_wait_for_a_vcpu_that_must_leave() {
-    let host = Box0::default();
-    let two = Two::new(&host, &[], [&[], &[]]);
+/// The network interface, which collects what it is given from now on, and has sent two frames.
+fn collecting<'h>(host: &'h Box0, exits: &[Exit]) -> Two<'h> {
+    let two = Two::new(host, &[], [exits, &[]]);
     let memory = two.machine.memory();
-    let store = |offset: u64, value: u64| {
-        let at = VirtioSlot::Net.address() + offset;
-        two.machine
-            .with_platform(|platform| platform.mmio_write(memory, 0, at, 4, value))
-            .unwrap();
-    };
     for (register, value) in test_driver::START_TRANSMIT {
-        store(register, value);
+        two.store(VirtioSlot::Net.address() + register, value);
     }
     test_driver::fill_transmit(memory);
     for count in [1, 2] {
         test_driver::send_up_to(memory, count);
-        store(0x50, 1);
+        two.store(VirtioSlot::Net.address() + 0x50, 1);
     }
-    let sent = || {
-        two.machine
-            .with_platform(|platform| platform.counters().net.sent)
-    };
-    test_driver::send_up_to(memory, 3);
-    assert_eq!(sent(), 2);
+    assert_eq!(two.sent(), 2);
+    two
+}
+
+#[test]
+fn frames_do_not_wait_for_a_vcpu_that_must_leave() {
+    let host = Box0::default();
+    let two = collecting(&host, &[]);
+    test_driver::send_up_to(two.machine.memory(), 3);
+    assert_eq!(two.sent(), 2);
     host.leave.store(true, Ordering::Relaxed);
     assert_eq!(two.machine.run(0, 0), Left::Preempted);
-    assert_eq!(sent(), 3);
+    assert_eq!(two.sent(), 3);
     let due = two
         .machine
         .with_platform(|platform| platform.next_deadline_ns(0));
     assert_eq!(due, None);
+}
+
+/// What a vCPU is told of frames that it leaves behind when it halts ends that halt.
+#[test]
+fn frames_that_a_halting_vcpu_leaves_behind_are_sent_and_wake_it() {
+    const VECTOR: u8 = 0x50;
+    let host = Box0::default();
+    let two = collecting(&host, &[Exit::HostInterrupt]);
+    let memory = two.machine.memory();
+    let pin = 0x10 + 2 * u64::from(VirtioSlot::Net.gsi());
+    two.store(IO_APIC, pin);
+    two.store(IO_APIC + 0x10, VECTOR.into());
+    // It has seen what was sent so far.
+    two.store(VirtioSlot::Net.address() + 0x64, 1);
+    two.machine.with_platform(|platform| {
+        platform.service(memory, 0, false);
+        assert_eq!(platform.pending_interrupt(0), Some(VECTOR));
+        platform.accept_interrupt(0, VECTOR);
+        platform.end_of_interrupt(0);
+        assert_eq!(platform.pending_interrupt(0), None);
+    });
+    test_driver::send_up_to(memory, 3);
+    let mut processor = two.machine.processors[0].lock();
+    (processor.called, processor.rest) = (false, Some(Rest::Halted));
+    processor.vcpu.registers_mut().rflags |= RFLAGS_IF;
+    assert!(matches!(processor.turn(), Ok(None)), "it does not rest");
+    assert_eq!(two.sent(), 3);
+    let entries = two.script(0).entries.clone();
+    assert_eq!(entries, [(Some(Event::Interrupt(VECTOR)), false)]);
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn frames_in_quick_succession_are_collected_for_as_long_as_they_come() {
 }
 
 #[test]
-fn a_frame_that_comes_as_collecting_ends_is_not_forgotten() {
+fn who_leaves_takes_what_was_collected_and_is_notified_again() {
     let host = TestHost::default();
     let mut driver = driver(&host);
     put(&mut driver, 1);
@@ -139,9 +139,12 @@ fn a_frame_that_comes_as_collecting_ends_is_not_forgotten() {
         (driver.device.deadline_ns(), driver.available_event(1)),
         (None, 2)
     );
+    // Frames that wait when the driver resets its device have been sent.
     driver.notify(1);
+    put(&mut driver, 1);
     driver.set(0x70, 0);
-    assert_eq!(driver.device.deadline_ns(), None, "after a reset");
+    assert_eq!(host.take_sent().len(), 1);
+    assert_eq!(driver.device.deadline_ns(), None);
 }
 
 /// A driver without event indices is told by a flag (Virtual I/O Device 1.2, 2.7.8).

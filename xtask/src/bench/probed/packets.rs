@@ -24,10 +24,12 @@ const ABOVE_MS: f64 = 2.0;
 const WINDOW: usize = 32;
 const LENGTH: usize = 1514;
 const SPAN: Duration = Duration::from_millis(1000);
-const SPANS: usize = 11;
+const SPANS: usize = 6;
 /// The CPU time of the same is accounted for so long, after so long: the box reports it once a second.
 const ACCOUNT: Duration = Duration::from_secs(4);
 const SETTLE: Duration = Duration::from_secs(2);
+/// Pairs of boxes for each round, where there is a limit: one emulator's process is faster than another of the same, and stays so.
+const PAIRS: u32 = 2;
 /// The share of the rate with the guest halted that counts as full; and of the median, of which the far ends of the wires have their part.
 const FULL: f64 = 0.95;
 const MOSTLY_FULL: f64 = 0.8;
@@ -207,8 +209,7 @@ impl Pair {
 }
 
 /// Frames through the box in a second with the guest in `cli; jmp $`, and whether the console answers beside it. The rate must be full with `limited`; at equal
-/// nice values a service that could use all of its CPU has half of it, as the weights say. One emulator's process is faster than another of the same, and stays so:
-/// as many pairs of boxes as `rounds` count.
+/// nice values a service that could use all of its CPU has half of it, as the weights say.
 ///
 /// # Errors
 /// It could not be measured.
@@ -223,7 +224,8 @@ pub fn forwarding(
     let setting = format!("{policy}, services at nice {services_nice}, guest in cli; jmp $");
     let mut rates = [Vec::new(), Vec::new()];
     let mut last = None;
-    for _ in 0..rounds {
+    let pairs = if limited { rounds * PAIRS } else { rounds };
+    for _ in 0..pairs {
         process::check_interrupted()?;
         drop(last.take());
         let mut pair = Pair::start(stage, policy, services_nice)?;

@@ -49,6 +49,20 @@ fn writing_allocates_nothing() {
     }
 }
 
+/// What the box's budget counts for it (`image/src/dictionary.rs`).
+#[test]
+fn what_is_known_of_a_segment_takes_less_than_a_kibibyte() {
+    const COUNT: usize = 100;
+    let device = Memory::new(60 * Disk::LEAST_BYTES);
+    let mut log = open_log(&device, Direction::Receiving);
+    // As many as are in memory at once.
+    write_segments(&mut log, 4);
+    device.fault.set(Fault::Liar);
+    let taken = allocation_counter::measure(|| write_segments(&mut log, COUNT)).bytes_current;
+    let each = taken / COUNT as i64;
+    assert!((1..1024).contains(&each), "{each} bytes");
+}
+
 #[test]
 fn reading_ahead_grows_while_somebody_follows() {
     let mut log = open_log(&Memory::new(SIZE), Direction::Sending);

@@ -2,8 +2,7 @@
 
 use super::layout::{IO_APIC, LOCAL_APIC, VIRTIO_STRIDE, VirtioSlot};
 use super::{InputTo, LOG_LIMIT, Platform};
-use crate::device::virtio::mmio::{INTERRUPT_ACKNOWLEDGE, QUEUE_NOTIFY};
-use crate::device::virtio::net::TRANSMIT;
+use crate::device::virtio::mmio::INTERRUPT_ACKNOWLEDGE;
 use crate::mem::GuestMemory;
 
 /// A window of registers, with the offset in it.
@@ -89,8 +88,10 @@ impl Platform<'_> {
                 let host = self.host;
                 match slot {
                     VirtioSlot::Net => {
-                        self.net.as_mut()?.write(offset, width, value, mem, host);
-                        if offset == QUEUE_NOTIFY && value == TRANSMIT as u64 {
+                        let net = self.net.as_mut()?;
+                        let before = net.deadline_ns();
+                        net.write(offset, width, value, mem, host);
+                        if net.deadline_ns() != before {
                             self.net_vcpu = vcpu;
                         }
                     }

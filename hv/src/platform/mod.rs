@@ -150,7 +150,7 @@ pub struct Platform<'h> {
     console: MmioDevice<Console>,
     entropy: MmioDevice<Entropy>,
     block: Option<MmioDevice<Block>>,
-    /// The vCPU that notified the network interface last of frames to send: it sees to those that the interface does not want to be notified of.
+    /// The vCPU that had the network interface begin to collect frames: it sees to those that the interface does not want to be notified of.
     net_vcpu: usize,
     input_to: InputTo,
     power: Option<PowerEvent>,
@@ -417,7 +417,7 @@ impl<'h> Platform<'h> {
     /// Lets time and the host's input take effect: `vcpu`'s timer if it is due, and where devices may have something to do, frames and typed bytes for
     /// the guest, and output that has waited. They may when the guest has accessed one, when it is their time, and when `vcpu` was `called`: the
     /// host may have something for it since the last time ([`Host::kick`]). Both of these are [`DEVICE_VCPU`]'s to see to. Frames that the guest does not notify of
-    /// are seen to by the vCPU that last did.
+    /// are seen to by the vCPU whose notification was the last that was wanted.
     pub fn service(&mut self, mem: &GuestMemory, vcpu: usize, called: bool) {
         let now = self.now();
         if let Some(apic) = self.interrupts.local_mut(vcpu) {

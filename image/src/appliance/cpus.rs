@@ -84,19 +84,6 @@ pub fn wake_micros() -> u16 {
     }
 }
 
-/// How long frames of a guest that sends many are collected, in microseconds: long enough for some, and little beside what a LAN takes. It takes QEMU's translator
-/// ten times as long as a CPU to leave a guest, and to run it until its next frame.
-const COLLECT_MICROS: u16 = 100;
-const COLLECT_MICROS_EMULATED: u16 = 500;
-
-/// How long frames are collected, in microseconds: see [`outpost_hv::machine::MachineConfig::collect_micros`].
-pub fn collect_micros() -> u16 {
-    match emulator::is_translator() {
-        true => COLLECT_MICROS_EMULATED,
-        false => COLLECT_MICROS,
-    }
-}
-
 /// The WAN stack and the console.
 pub const NETWORK: TaskId = TaskId(0);
 /// What starts the guest and sees to its end.

@@ -37,19 +37,29 @@ pub fn raw(from: [u8; 6], to: [u8; 6], tag: &[u8], length: usize) -> Vec<u8> {
 /// # Errors
 /// Never, so far as is known.
 pub fn arp_request(own: Ipv4Addr, wanted: Ipv4Addr) -> Result<Vec<u8>> {
+    arp(ArpOperation::REQUEST, own, BROADCAST, [0; 6], wanted).context("an ARP request")
+}
+
+/// An ARP packet of the LAN's station.
+fn arp(
+    operation: ArpOperation,
+    own: Ipv4Addr,
+    to: [u8; 6],
+    target: [u8; 6],
+    target_address: Ipv4Addr,
+) -> Result<Vec<u8>> {
     let arp = ArpPacket::new(
         ArpHardwareId::ETHERNET,
         EtherType::IPV4,
-        ArpOperation::REQUEST,
+        operation,
         &LAN_STATION,
         &own.octets(),
-        &[0; 6],
-        &wanted.octets(),
-    )
-    .context("an ARP request")?;
-    let builder = PacketBuilder::ethernet2(LAN_STATION, BROADCAST).arp(arp);
+        &target,
+        &target_address.octets(),
+    )?;
+    let builder = PacketBuilder::ethernet2(LAN_STATION, to).arp(arp);
     let mut frame = Vec::with_capacity(builder.size());
-    builder.write(&mut frame).context("an ARP request")?;
+    builder.write(&mut frame)?;
     frame.resize(60, 0);
     Ok(frame)
 }
@@ -76,21 +86,8 @@ pub fn arp_reply_to(frame: &[u8], own: Ipv4Addr) -> Option<Vec<u8>> {
         return None;
     }
     let asker: [u8; 6] = asked.sender_hw_addr().try_into().ok()?;
-    let arp = ArpPacket::new(
-        ArpHardwareId::ETHERNET,
-        EtherType::IPV4,
-        ArpOperation::REPLY,
-        &LAN_STATION,
-        &own.octets(),
-        &asker,
-        asked.sender_protocol_addr(),
-    )
-    .ok()?;
-    let mut frame = Vec::with_capacity(60);
-    let builder = PacketBuilder::ethernet2(LAN_STATION, asker).arp(arp);
-    builder.write(&mut frame).ok()?;
-    frame.resize(60, 0);
-    Some(frame)
+    let address: [u8; 4] = asked.sender_protocol_addr().try_into().ok()?;
+    arp(ArpOperation::REPLY, own, asker, asker, address.into()).ok()
 }
 
 /// An echo request from the LAN's station.

@@ -39,8 +39,6 @@ mod register {
     pub const CONFIG: u64 = 0x100;
 }
 
-/// Offset of the register by which the driver notifies the device.
-pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 /// Offset of the register by which the driver says what it has seen of the interrupt status.
 pub const INTERRUPT_ACKNOWLEDGE: u64 = register::INTERRUPT_ACKNOWLEDGE;
 

@@ -15,8 +15,7 @@ const FEATURE_MAC: u64 = 1 << 5;
 const FEATURE_STATUS: u64 = 1 << 16;
 
 const RECEIVE: usize = 0;
-/// The queue of what the guest sends.
-pub const TRANSMIT: usize = 1;
+const TRANSMIT: usize = 1;
 
 /// `struct virtio_net_hdr_v1`: all zeros but the number of buffers.
 const HEADER: usize = 12;

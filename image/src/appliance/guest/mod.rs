@@ -31,7 +31,7 @@ use crate::output::{self, telemetry};
 
 pub use disk::Disk;
 pub use host::{Wire, console_input, console_output, has_console_output};
-use make::{Material, Order, clear, mac, make, words};
+use make::{Material, Order, clear, collect_micros, mac, make, words};
 
 /// Where the guest is in its life. Kept as one byte, so that the network's CPU never waits for the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +192,7 @@ pub fn start(findings: &Findings, lan_mac: [u8; 6], block: Option<BlockConfig>) 
             block,
             debug_exit: guest.debug_exit,
             wake_micros: cpus::wake_micros(),
-            collect_micros: cpus::collect_micros(),
+            collect_micros: collect_micros(),
         },
         vcpus: guest.vcpus as usize,
     });

@@ -10,9 +10,9 @@ use crate::disk::{Blocks, DiskFailed, Extent};
 
 /// The index takes this share of the partition: 1/32 of what the sending direction may hold, which is half of it.
 const INDEX_SHARE: u64 = 64;
-/// What is known of the segments takes this share at most: less than 1 KiB for each, of 1 MiB (`what_is_known_of_a_segment_takes_less_than_a_kibibyte` in
+/// What is known of the segments takes this share at most: less than 512 bytes for each, of 1 MiB (`what_is_known_of_a_segment_takes_less_than_half_a_kibibyte` in
 /// `net/src/store/tests`).
-const TABLE_SHARE: u64 = 1024;
+const TABLE_SHARE: u64 = 2048;
 
 /// How memory and partition are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_small_partition_is_used_whole() {
         let plan = Plan::new(512 * MIB, 192 * MIB);
-        assert_eq!((plan.used, plan.parts), (512 * MIB, 184 * MIB - MIB / 2));
+        assert_eq!((plan.used, plan.parts), (512 * MIB, 184 * MIB - MIB / 4));
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn main() {
     let stored = warm as f64 / f64::from(1 << 30);
     println!(
         "opened: {stored:.2} GiB warm in {both:.3} s ({sending:.3} s for the sending side's index of {:.1} MiB), {:.0} MiB read: {:.3} s for each GiB",
-        sender.store_memory().0 as f64 / f64::from(1 << 20),
+        sender.store_memory().index as f64 / f64::from(1 << 20),
         read as f64 / f64::from(1 << 20),
         both / stored
     );

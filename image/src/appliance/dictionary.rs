@@ -5,6 +5,7 @@ use alloc::rc::Rc;
 
 use outpost::dictionary::{Flushes, Partition, Plan};
 use outpost_net::Engine;
+use outpost_net::dedup::StoreMemory;
 use outpost_net::flow::StoreTicket;
 use outpost_net::store::{BlockDevice, Disk as Store};
 use outpost_net::time::Instant;
@@ -112,7 +113,7 @@ impl Dictionary {
 /// Says where the dictionary is and what was found there. `since_ns` is when opening it began.
 pub fn announce(engine: &Engine, since_ns: u64) {
     let store = engine.statistics().store;
-    let (index, parts) = engine.store_memory();
+    let StoreMemory { index, parts, .. } = engine.store_memory();
     if parts == 0 {
         return;
     }

@@ -77,8 +77,7 @@ fn metrics(shown: &Shown) -> String {
         let (tunnel, sent, received) = session.statistics();
         report::add_tunnel(&mut out, &hub.name, session.is_up(), &tunnel);
         report::add_dedup(&mut out, &hub.name, &sent, &received);
-        let (index, parts) = session.store_memory();
-        report::add_dedup_memory(&mut out, &hub.name, index, parts);
+        report::add_dedup_memory(&mut out, &hub.name, session.store_memory());
         report::add_store(&mut out, &hub.name, &session.store_statistics());
         add_flows(&mut out, hub, session.bad_streams());
     }

@@ -262,8 +262,8 @@ impl Place {
                 statistics.store_capacity_bytes >> 21,
                 statistics.store_warm_bytes as f64 / f64::from(1 << 20),
                 opening.as_millis(),
-                memory.0 as f64 / f64::from(1 << 20),
-                memory.1 >> 20,
+                memory.index as f64 / f64::from(1 << 20),
+                memory.parts >> 20,
             );
         }
         let hub = Rc::downgrade(hub);

@@ -8,6 +8,16 @@ use core::ops::Range;
 pub struct RangeSet(Vec<Range<u64>>);
 
 impl RangeSet {
+    /// An empty set with room for so many ranges.
+    pub fn with_room(ranges: usize) -> RangeSet {
+        RangeSet(Vec::with_capacity(ranges))
+    }
+
+    /// Gives back what room there is for more ranges than these, and than it has.
+    pub fn shrink_to(&mut self, ranges: usize) {
+        self.0.shrink_to(ranges);
+    }
+
     /// The ranges in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Range<u64>> + ExactSizeIterator {
         self.0.iter()

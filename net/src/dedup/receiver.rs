@@ -10,7 +10,7 @@ use super::codec::{self, Workspace};
 use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
-use super::store::{Log, RingStore, Store};
+use super::store::{Log, RingStore, Store, StoreMemory};
 use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
 use crate::spare::Spares;
 use crate::store::{Direction, Disk, DiskLog, StoreStatistics};
@@ -88,8 +88,8 @@ impl Receiver<Log> {
         self.store.statistics()
     }
 
-    /// Bytes of the store that may be in memory.
-    pub fn store_memory(&self) -> usize {
+    /// What the store has taken.
+    pub fn store_memory(&self) -> StoreMemory {
         self.store.memory()
     }
 }

@@ -19,7 +19,7 @@ use super::digest::DigestKey;
 use super::encoder::Room;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
-use super::store::{Log, Store};
+use super::store::{Log, Store, StoreMemory};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
 use crate::store::StoreStatistics;
 
@@ -124,9 +124,11 @@ impl Sender<Log> {
         self.store.statistics()
     }
 
-    /// Bytes of the index, and of the log as far as it may be in memory.
-    pub fn store_memory(&self) -> (usize, usize) {
-        (self.anchors.memory(), self.store.memory())
+    /// What index and log have taken.
+    pub fn store_memory(&self) -> StoreMemory {
+        let mut memory = self.store.memory();
+        memory.index = self.anchors.memory();
+        memory
     }
 }
 

@@ -48,6 +48,29 @@ pub trait Store {
     fn anchor(&mut self, _position: u64, _hash: u64) {}
 }
 
+/// Memory that has been taken for dictionaries, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreMemory {
+    /// The anchors' index.
+    pub index: usize,
+    /// The parts in use; all of them, if they are in memory only.
+    pub parts: usize,
+    /// What of the parts has not been needed yet.
+    pub untouched: usize,
+}
+
+impl core::ops::Add for StoreMemory {
+    type Output = StoreMemory;
+
+    fn add(self, other: StoreMemory) -> StoreMemory {
+        StoreMemory {
+            index: self.index + other.index,
+            parts: self.parts + other.parts,
+            untouched: self.untouched + other.untouched,
+        }
+    }
+}
+
 /// Where a log lies.
 pub enum Log {
     /// In memory, and gone with it.
@@ -73,11 +96,16 @@ impl Log {
         }
     }
 
-    /// Bytes of memory that it may take.
-    pub fn memory(&self) -> usize {
-        match self {
-            Log::Memory(ring) => ring.capacity,
-            Log::Disk(log) => log.memory(),
+    /// What it has taken for what it holds, or for the parts of that in use.
+    pub fn memory(&self) -> StoreMemory {
+        let (parts, untouched) = match self {
+            Log::Memory(ring) => (ring.capacity, ring.capacity - ring.bytes.len()),
+            Log::Disk(log) => (log.memory(), log.untouched_memory()),
+        };
+        StoreMemory {
+            index: 0,
+            parts,
+            untouched,
         }
     }
 

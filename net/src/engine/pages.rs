@@ -47,8 +47,7 @@ impl Engine {
             let tunnel = link.tunnel.statistics();
             report::add_tunnel(&mut out, peer, statistics.tunnel.up, &tunnel);
             report::add_dedup(&mut out, peer, &statistics.sent, &statistics.received);
-            let (index, parts) = link.store_memory();
-            report::add_dedup_memory(&mut out, peer, index, parts);
+            report::add_dedup_memory(&mut out, peer, link.store_memory());
             report::add_store(&mut out, peer, &statistics.store);
             add_flows(&mut out, peer, &statistics);
         }

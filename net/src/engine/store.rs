@@ -4,6 +4,7 @@
 use core::time::Duration;
 
 use super::Engine;
+use crate::dedup::StoreMemory;
 use crate::flow::StoreTicket;
 use crate::flow::link::Link;
 use crate::time::Instant;
@@ -75,9 +76,10 @@ impl Engine {
             .is_some_and(|link| link.store_statistics().store_capacity_bytes > 0)
     }
 
-    /// Bytes of the anchors' index, and of the dictionaries of both directions as far as they may be in memory.
-    pub fn store_memory(&self) -> (usize, usize) {
-        self.link.as_ref().map_or((0, 0), Link::store_memory)
+    /// What the dictionaries of both directions have taken.
+    pub fn store_memory(&self) -> StoreMemory {
+        let link = self.link.as_ref();
+        link.map(Link::store_memory).unwrap_or_default()
     }
 }
 

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::effort::Gauge;
 use super::message::CONTROL;
-use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, Urgency};
+use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, StoreMemory, Urgency};
 use crate::hash::Random;
 use crate::spare::Spares;
 use crate::store::{BlockDevice, DeviceError, Disk, DiskLog, Opened, StoreStatistics, Ticket};
@@ -181,10 +181,9 @@ impl Link {
         }
     }
 
-    /// Bytes of the anchors' index, and of the dictionaries of both directions as far as they may be in memory.
-    pub fn store_memory(&self) -> (usize, usize) {
-        let (index, sender) = self.sender.store_memory();
-        (index, sender + self.receiver.store_memory())
+    /// What the dictionaries of both directions have taken.
+    pub fn store_memory(&self) -> StoreMemory {
+        self.sender.store_memory() + self.receiver.store_memory()
     }
 
     /// Whether [`Link::sync_store`] has something to write.

@@ -10,7 +10,7 @@ use super::link::{Ends, Link, StoreParts, StoreTicket};
 use super::message::{self, Code, OPENED};
 use super::newcomer::{Greeting, Newcomer};
 use super::pump::{Host, Pump, Turn};
-use crate::dedup::{ReceiverStatistics, SenderStatistics};
+use crate::dedup::{ReceiverStatistics, SenderStatistics, StoreMemory};
 use crate::hash::{Keyed, Random};
 use crate::store::{DeviceError, StoreStatistics};
 use crate::time::Instant;
@@ -223,8 +223,8 @@ impl Session {
         self.link.store_statistics()
     }
 
-    /// Bytes of the anchors' index, and of the parts of both dictionaries that may be in memory.
-    pub fn store_memory(&self) -> (usize, usize) {
+    /// What the dictionaries of both directions have taken.
+    pub fn store_memory(&self) -> StoreMemory {
         self.link.store_memory()
     }
 

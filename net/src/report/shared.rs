@@ -3,7 +3,7 @@
 use core::fmt::Display;
 
 use super::Exposition;
-use crate::dedup::{ReceiverStatistics, SenderStatistics};
+use crate::dedup::{ReceiverStatistics, SenderStatistics, StoreMemory};
 use crate::store::StoreStatistics;
 use crate::tunnel::TunnelStatistics;
 
@@ -169,19 +169,19 @@ pub fn add_dedup(
 
 /// Adds the memory that the dictionaries shared with `peer` take: the anchor index over what is sent, and the parts of both
 /// that may be in memory, in bytes.
-pub fn add_dedup_memory(out: &mut Exposition, peer: &str, index: usize, parts: usize) {
+pub fn add_dedup_memory(out: &mut Exposition, peer: &str, memory: StoreMemory) {
     let labels = [("peer", &peer as &dyn Display)];
     out.gauge(
         "outpost_dedup_index_bytes",
         "Memory of the index over the dictionary of what is sent.",
         &labels,
-        index as u64,
+        memory.index as u64,
     );
     out.gauge(
         "outpost_dedup_memory_bytes",
         "Memory for the parts of both dictionaries in use; all of them, if they are in memory only.",
         &labels,
-        parts as u64,
+        memory.parts as u64,
     );
 }
 

@@ -10,6 +10,7 @@ use core::ops::Range;
 
 use super::disk::{Disk, Opened};
 use super::layout::{DESCRIPTION, Header, PAGE, PAGES, SEGMENT, SEGMENT_BITS, description_at};
+use super::segments::Segments;
 use super::{Anchors, BLOCK, BlockDevice, StoreStatistics};
 use crate::dedup::Store;
 use crate::dedup::ranges::RangeSet;
@@ -48,21 +49,6 @@ impl Direction {
     }
 }
 
-/// A segment that has a slot.
-pub(super) struct Segment {
-    pub slot: u32,
-    /// What is there. Pages that are not dirty have on the device what this says.
-    pub ranges: RangeSet,
-    /// Checksums of the pages as they are on the device.
-    pub pages: [u32; PAGES],
-    /// Generations of the two descriptions on the device; 0: none of this segment.
-    pub copies: [u64; 2],
-    /// The newest description that is known to be safe from a power cut; it is not written over.
-    pub flushed: Option<usize>,
-    /// There is an older description, too, which may be right where this one is not: see [`DiskLog::verify`].
-    pub is_doubtful: bool,
-}
-
 /// A segment in memory, or some of its pages.
 pub(super) struct Frame {
     pub segment: u64,
@@ -84,12 +70,13 @@ pub struct DiskLog {
     pub(super) capacity: u64,
     pub(super) head: u64,
     pub(super) tail: u64,
-    pub(super) segments: BTreeMap<u64, Segment>,
+    pub(super) segments: Segments,
     pub(super) free: VecDeque<u32>,
     /// By the low bits of a segment's number: the index of its frame, and one more.
     pub(super) table: Vec<u32>,
     pub(super) frames: Vec<Frame>,
-    most_frames: usize,
+    /// Room for more of them, taken when the log is opened.
+    spare: Vec<Vec<u8>>,
     /// Segments whose description has changed.
     pub(super) changed: BTreeSet<u64>,
     /// Anchors of segments that are not wholly written.
@@ -116,6 +103,7 @@ impl DiskLog {
     /// anchors of the log go to `anchors` as position and hash, oldest first.
     pub fn open(disk: &Disk, direction: Direction, memory: usize, anchors: Refill<'_>) -> DiskLog {
         let slots = disk.slots(direction).count().max(1);
+        let frames = (memory / SEGMENT).clamp(LEAST_FRAMES, slots.max(LEAST_FRAMES));
         let mut log = DiskLog {
             device: disk.device.clone(),
             direction,
@@ -124,11 +112,11 @@ impl DiskLog {
             capacity: disk.capacity(),
             head: 0,
             tail: 0,
-            segments: BTreeMap::new(),
-            free: VecDeque::new(),
+            segments: Segments::new(slots),
+            free: VecDeque::with_capacity(slots),
             table: vec![0; slots.next_power_of_two()],
-            frames: Vec::new(),
-            most_frames: (memory / SEGMENT).clamp(LEAST_FRAMES, slots.max(LEAST_FRAMES)),
+            frames: Vec::with_capacity(frames),
+            spare: rooms(frames),
             changed: BTreeSet::new(),
             anchors: BTreeMap::new(),
             description: Vec::with_capacity(DESCRIPTION),
@@ -182,12 +170,11 @@ impl DiskLog {
         found.retain(|it| last.get(&it.slot).map(|last| last.1) == Some(it.header.segment));
         found.sort_by_key(|it| (it.header.segment, u64::MAX - it.header.generation));
         let highest = found.last().map(|it| it.header.segment);
-        let (mut taken, mut some) = (BTreeSet::new(), Vec::new());
+        let mut some = Vec::new();
         for it in found {
             let number = it.header.segment;
-            if self.segments.contains_key(&number) {
-                let segment = self.segments.get_mut(&number);
-                if let Some(segment) = segment.filter(|segment| segment.slot == it.slot)
+            if let Some(segment) = self.segments.get_mut(number) {
+                if segment.slot == it.slot
                     && let Some(generation) = segment.copies.get_mut(it.copy)
                 {
                     *generation = it.header.generation;
@@ -207,31 +194,33 @@ impl DiskLog {
                 (last + 1, entry >> SEGMENT_BITS)
             }));
             anchors(&some);
-            let mut copies = [0; 2];
-            if let Some(generation) = copies.get_mut(it.copy) {
-                *generation = it.header.generation;
-            }
             if Some(number) == highest {
                 self.anchors.insert(number, description.anchors);
             }
-            taken.insert(it.slot);
             let end = description.ranges.iter().next_back().map_or(0, |it| it.end);
             self.head = self.head.max(end);
-            self.segments.insert(
-                number,
-                Segment {
-                    slot: it.slot,
-                    ranges: description.ranges,
-                    pages: it.header.pages,
-                    copies,
-                    flushed: Some(it.copy),
-                    is_doubtful: false,
-                },
-            );
+            // One that lies there is too old for the window.
+            if let Some(segment) = self.segments.insert(number, it.slot) {
+                for range in description.ranges.iter() {
+                    segment.ranges.insert(range.clone());
+                }
+                segment.pages = it.header.pages;
+                if let Some(generation) = segment.copies.get_mut(it.copy) {
+                    *generation = it.header.generation;
+                }
+                segment.flushed = Some(it.copy);
+            }
         }
+        self.tail = self.head.saturating_sub(self.capacity);
+        let window = self.window();
+        let all = self.segments.iter().map(|(number, _)| number);
+        let outside: Vec<u64> = all.filter(|number| !window.contains(number)).collect();
+        for number in outside {
+            self.segments.remove(number);
+        }
+        let taken: BTreeSet<u32> = self.segments.iter().map(|(_, it)| it.slot).collect();
         let free = disk.slots(self.direction).filter(|it| !taken.contains(it));
-        self.free = free.collect();
-        self.trim();
+        self.free.extend(free);
     }
 
     /// The name of the log that the segments belong to.
@@ -244,16 +233,22 @@ impl DiskLog {
         self.statistics
     }
 
-    /// Bytes that segments in memory may take.
+    /// Bytes that were taken for segments in memory.
     pub fn memory(&self) -> usize {
-        self.most_frames * SEGMENT
+        (self.frames.len() + self.spare.len()) * SEGMENT
+    }
+
+    /// Bytes of them that have not been needed yet.
+    pub fn untouched_memory(&self) -> usize {
+        self.spare.len() * SEGMENT
     }
 
     /// What is there.
     pub fn present(&self) -> RangeSet {
         let mut present = RangeSet::default();
-        for segment in self.segments.values() {
-            for range in segment.ranges.iter() {
+        for number in self.window() {
+            let segment = self.segments.get(number);
+            for range in segment.iter().flat_map(|it| it.ranges.iter()) {
                 present.insert(range.clone());
             }
         }
@@ -261,13 +256,17 @@ impl DiskLog {
         present
     }
 
+    /// The numbers of the segments that have something of the window: no more than there are slots.
+    pub(super) fn window(&self) -> Range<u64> {
+        self.tail >> SEGMENT_BITS..self.head.div_ceil(SEGMENT as u64)
+    }
+
     /// Drops the segments that the window has left behind.
     pub(super) fn trim(&mut self) {
+        let first = self.tail >> SEGMENT_BITS;
         self.tail = self.head.saturating_sub(self.capacity);
-        while let Some((&number, _)) = self.segments.first_key_value() {
-            if (number + 1) << SEGMENT_BITS > self.tail {
-                break;
-            }
+        let end = (self.tail >> SEGMENT_BITS).min(first + self.segments.room());
+        for number in first..end {
             self.drop_segment(number);
         }
     }
@@ -279,8 +278,8 @@ impl DiskLog {
         }
         self.anchors.remove(&number);
         self.changed.remove(&number);
-        if let Some(segment) = self.segments.remove(&number) {
-            self.free.push_back(segment.slot);
+        if let Some(slot) = self.segments.remove(number) {
+            self.free.push_back(slot);
         }
     }
 
@@ -335,10 +334,11 @@ impl DiskLog {
     }
 
     fn empty_frame(&mut self) -> usize {
-        if self.frames.len() < self.most_frames {
+        if let Some(mut bytes) = self.spare.pop() {
+            bytes.resize(SEGMENT, 0);
             self.frames.push(Frame {
                 segment: NONE,
-                bytes: vec![0; SEGMENT],
+                bytes,
                 valid: 0,
                 dirty: 0,
                 used: Cell::new(0),
@@ -362,6 +362,21 @@ impl DiskLog {
     fn offset(position: u64) -> usize {
         (position & (SEGMENT as u64 - 1)) as usize
     }
+}
+
+/// Room for so many segments, not touched yet. Where memory is in pieces it may be less, but for [`LEAST_FRAMES`].
+fn rooms(frames: usize) -> Vec<Vec<u8>> {
+    let mut rooms = Vec::with_capacity(frames);
+    while rooms.len() < frames {
+        let mut room = Vec::new();
+        if rooms.len() < LEAST_FRAMES {
+            room.reserve_exact(SEGMENT);
+        } else if room.try_reserve_exact(SEGMENT).is_err() {
+            break;
+        }
+        rooms.push(room);
+    }
+    rooms
 }
 
 impl Store for DiskLog {
@@ -424,8 +439,7 @@ impl Store for DiskLog {
     }
 
     fn clear(&mut self, head: u64) {
-        let all: Vec<u64> = self.segments.keys().copied().collect();
-        for number in all {
+        for number in self.window() {
             self.drop_segment(number);
         }
         self.head = head;

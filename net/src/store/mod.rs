@@ -5,6 +5,7 @@ mod disk;
 mod layout;
 mod log;
 mod read;
+mod segments;
 #[cfg(test)]
 mod tests;
 mod write;

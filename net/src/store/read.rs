@@ -21,7 +21,7 @@ impl DiskLog {
         let number = position >> SEGMENT_BITS;
         let page = (position - (number << SEGMENT_BITS)) as usize / PAGE;
         let is_there = |log: &DiskLog, page: usize| {
-            let segment = log.segments.get(&number);
+            let segment = log.segments.get(number);
             segment.is_some_and(|it| it.ranges.touches(page_range(number, page)))
         };
         if !is_there(self, page) {
@@ -87,7 +87,7 @@ impl DiskLog {
         let Some(frame) = self.frames.get_mut(index) else {
             return false;
         };
-        let Some(segment) = self.segments.get(&frame.segment) else {
+        let Some(segment) = self.segments.get(frame.segment) else {
             return false;
         };
         let Some(bytes) = frame.bytes.get_mut(first * PAGE..end * PAGE) else {
@@ -108,7 +108,7 @@ impl DiskLog {
     /// A page has been read: it becomes readable if it is what was written.
     fn check(&mut self, index: usize, number: u64, page: usize, lost: &mut RangeSet) {
         let (Some(frame), Some(segment)) =
-            (self.frames.get_mut(index), self.segments.get_mut(&number))
+            (self.frames.get_mut(index), self.segments.get_mut(number))
         else {
             return;
         };
@@ -130,7 +130,7 @@ impl DiskLog {
     /// The page may be as an older description has it: then what was added later is lost, and no more.
     fn recall(&mut self, index: usize, number: u64, page: usize, lost: &mut RangeSet) -> bool {
         let (Some(frame), Some(segment)) =
-            (self.frames.get_mut(index), self.segments.get_mut(&number))
+            (self.frames.get_mut(index), self.segments.get_mut(number))
         else {
             return false;
         };
@@ -184,7 +184,7 @@ impl DiskLog {
     /// Nothing of a page is there any more.
     pub(super) fn give_up_page(&mut self, number: u64, page: usize, lost: &mut RangeSet) {
         let whole = page_range(number, page);
-        if let Some(segment) = self.segments.get_mut(&number) {
+        if let Some(segment) = self.segments.get_mut(number) {
             segment.ranges.remove(whole.clone());
             self.changed.insert(number);
         }

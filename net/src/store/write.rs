@@ -7,7 +7,7 @@ use super::layout::{
     DESCRIPTION, Header, MOST_ENTRIES, PAGE, PAGES, SEGMENT, SEGMENT_BITS, checksum,
     description_at, page_at, page_range,
 };
-use super::log::{Direction, DiskLog, Segment};
+use super::log::{Direction, DiskLog};
 use super::{BLOCK, DeviceError, Ticket};
 use crate::dedup::ranges::RangeSet;
 
@@ -50,22 +50,12 @@ impl DiskLog {
     }
 
     fn put_piece(&mut self, number: u64, offset: usize, piece: &[u8]) -> bool {
-        if !self.segments.contains_key(&number) {
+        if !self.segments.contains(number) {
             let Some(slot) = self.free.pop_front() else {
                 self.statistics.store_dropped_bytes += piece.len() as u64;
                 return false;
             };
-            self.segments.insert(
-                number,
-                Segment {
-                    slot,
-                    ranges: RangeSet::default(),
-                    pages: [0; PAGES],
-                    copies: [0; 2],
-                    flushed: None,
-                    is_doubtful: false,
-                },
-            );
+            self.segments.insert(number, slot);
         }
         self.verify(number);
         let end = offset + piece.len();
@@ -75,7 +65,7 @@ impl DiskLog {
             self.make_writable(index, number, page, offset..end);
         }
         let (Some(frame), Some(segment)) =
-            (self.frames.get_mut(index), self.segments.get_mut(&number))
+            (self.frames.get_mut(index), self.segments.get_mut(number))
         else {
             return false;
         };
@@ -96,7 +86,7 @@ impl DiskLog {
 
     /// A segment in crumbs costs more than it is worth: it is given up.
     fn bound_ranges(&mut self, number: u64) {
-        let segment = self.segments.get(&number);
+        let segment = self.segments.get(number);
         if segment.is_some_and(|it| it.ranges.iter().len() > MOST_SEGMENT_RANGES) {
             self.statistics.store_dropped_bytes += segment.map_or(0, |it| it.ranges.total());
             self.erase(number);
@@ -106,7 +96,7 @@ impl DiskLog {
     /// Before the older of two descriptions is written over, every page is looked at: a power cut may have kept the newer one
     /// and lost its pages. This is done once for a segment after a start, and only if the segment is changed.
     fn verify(&mut self, number: u64) {
-        let Some(segment) = self.segments.get_mut(&number) else {
+        let Some(segment) = self.segments.get_mut(number) else {
             return;
         };
         if !core::mem::take(&mut segment.is_doubtful) {
@@ -117,7 +107,7 @@ impl DiskLog {
             let position = position.max(self.tail);
             let is_there = self
                 .segments
-                .get(&number)
+                .get(number)
                 .is_some_and(|it| it.ranges.touches(page_range(number, page)));
             if is_there {
                 self.fetch(position, &mut RangeSet::default());
@@ -136,14 +126,14 @@ impl DiskLog {
         }
         let whole = page_range(number, page);
         let covered = written.start <= page * PAGE && (page + 1) * PAGE <= written.end;
-        let segment = self.segments.get(&number);
+        let segment = self.segments.get(number);
         if !covered && segment.is_some_and(|it| it.ranges.touches(whole.clone())) {
             self.fetch(whole.start.max(self.tail), &mut RangeSet::default());
             if is_valid(self) {
                 return;
             }
         }
-        if let Some(segment) = self.segments.get_mut(&number) {
+        if let Some(segment) = self.segments.get_mut(number) {
             segment.ranges.remove(whole);
         }
         if let Some(frame) = self.frames.get_mut(index) {
@@ -160,7 +150,7 @@ impl DiskLog {
             return;
         };
         let number = last >> SEGMENT_BITS;
-        if self.segments.contains_key(&number) {
+        if self.segments.contains(number) {
             let anchors = self.anchors.entry(number).or_default();
             if anchors.len() < MOST_ENTRIES {
                 anchors.push(hash << SEGMENT_BITS | (last & (SEGMENT as u64 - 1)));
@@ -209,7 +199,7 @@ impl DiskLog {
     }
 
     fn write_pages(&mut self, index: usize, number: u64, dirty: u32) -> Result<(), DeviceError> {
-        let (Some(frame), Some(segment)) = (self.frames.get(index), self.segments.get_mut(&number))
+        let (Some(frame), Some(segment)) = (self.frames.get(index), self.segments.get_mut(number))
         else {
             return Ok(());
         };
@@ -235,7 +225,7 @@ impl DiskLog {
     }
 
     fn write_description(&mut self, number: u64) -> Result<(), DeviceError> {
-        let Some(segment) = self.segments.get_mut(&number) else {
+        let Some(segment) = self.segments.get_mut(number) else {
             return Ok(());
         };
         // Never over what a flush has made safe; else in turns.
@@ -301,7 +291,7 @@ impl DiskLog {
             self.statistics.store_dropped_bytes += PAGE as u64;
             self.give_up_page(number, page, &mut RangeSet::default());
         }
-        let segment = self.segments.get(&number);
+        let segment = self.segments.get(number);
         if segment.is_some_and(|segment| segment.ranges.is_empty()) {
             self.drop_segment(number);
         }
@@ -337,7 +327,7 @@ impl DiskLog {
 
     /// The device has been flushed since `ticket` was given.
     pub fn flushed(&mut self, ticket: Ticket) {
-        for segment in self.segments.values_mut() {
+        for segment in self.segments.iter_mut() {
             let safe = (0..2).filter(|copy| {
                 let generation = segment.copies.get(*copy).copied().unwrap_or(0);
                 generation != 0 && generation <= ticket.0
@@ -361,9 +351,8 @@ impl DiskLog {
             return;
         }
         let first = head.div_ceil(SEGMENT as u64);
-        let gone = self.segments.range(first..).map(|(number, _)| *number);
-        let gone: alloc::vec::Vec<u64> = gone.collect();
-        for number in gone {
+        let window = self.window();
+        for number in window.start.max(first)..window.end {
             self.erase(number);
         }
         self.lose(head..self.head);
@@ -371,9 +360,9 @@ impl DiskLog {
         self.tail = head.saturating_sub(self.capacity);
     }
 
-    /// Drops a segment for good: it must not be found at the next start.
+    /// Drops a segment for good, if it is there: it must not be found at the next start.
     fn erase(&mut self, number: u64) {
-        if let Some(segment) = self.segments.get(&number) {
+        if let Some(segment) = self.segments.get(number) {
             for (copy, generation) in segment.copies.into_iter().enumerate() {
                 if generation != 0 && self.failures < MOST_FAILURES {
                     let at = description_at(segment.slot, copy);
@@ -392,10 +381,10 @@ impl DiskLog {
         if range.start >= range.end {
             return;
         }
-        let touched = range.start >> SEGMENT_BITS..=(range.end - 1) >> SEGMENT_BITS;
-        let touched = self.segments.range(touched).map(|(number, _)| *number);
-        let touched: alloc::vec::Vec<u64> = touched.collect();
-        for number in touched {
+        for number in range.start >> SEGMENT_BITS..range.end.div_ceil(SEGMENT as u64) {
+            if !self.segments.contains(number) {
+                continue;
+            }
             self.verify(number);
             for page in 0..PAGES {
                 let whole = page_range(number, page);
@@ -412,7 +401,7 @@ impl DiskLog {
 
     fn lose_part(&mut self, number: u64, page: usize, part: Range<u64>) {
         let whole = page_range(number, page);
-        let Some(segment) = self.segments.get_mut(&number) else {
+        let Some(segment) = self.segments.get_mut(number) else {
             return;
         };
         let mut rest = segment.ranges.clone();
@@ -429,7 +418,7 @@ impl DiskLog {
         let frame = self.frame_of(number);
         let frame = frame.and_then(|index| self.frames.get_mut(index));
         let frame = frame.filter(|frame| frame.valid >> page & 1 == 1);
-        let Some(segment) = self.segments.get_mut(&number) else {
+        let Some(segment) = self.segments.get_mut(number) else {
             return;
         };
         match frame {

@@ -155,7 +155,7 @@ impl Service {
 }
 
 fn memory_with(engine: &Engine) -> Use {
-    Use::now(engine.store_memory().0)
+    Use::now(engine.store_memory().index)
 }
 
 /// What the WAN stack does not know, for `/metrics`; `driver` is the disk's.

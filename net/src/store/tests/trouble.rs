@@ -238,6 +238,27 @@ fn positions_that_no_honest_peer_sends_do_no_harm() {
     open_log(&device, Direction::Receiving);
 }
 
+/// The newest segment may have nothing that can be trusted: it is not beyond the head at the next start, where it would have a slot that no other gets.
+#[test]
+fn a_newest_segment_of_which_nothing_is_left_takes_no_slot() {
+    const MIB: u64 = 1 << 20;
+    let device = filled(SMALL, 0);
+    let mut log = open_log(&device, Direction::Receiving);
+    log.write(10 * MIB, &bytes(0, 10 * MIB..11 * MIB));
+    let _ = log.sync();
+    log.forget(0..11 * MIB);
+    let _ = log.sync();
+    let mut log = open_log(&device, Direction::Receiving);
+    assert_eq!(log.head(), 0);
+    for lap in 0..8 {
+        let at = log.head();
+        log.write(at, &bytes(lap, at..at + MIB + 1));
+        assert_eq!(log.statistics().store_dropped_bytes, 0, "lap {lap}");
+    }
+    let there = log.present().total();
+    assert_eq!(there, log.capacity());
+}
+
 /// A peer may store a byte here and a byte there; the record of that must not grow with it.
 #[test]
 fn a_segment_in_crumbs_is_given_up() {
@@ -246,14 +267,22 @@ fn a_segment_in_crumbs_is_given_up() {
     log.write(0, &bytes(0, 0..1 << 20));
     for at in (0..1u64 << 19).rev().map(|at| (1 << 20) + 2 * at) {
         log.write(at, &[byte(0, at)]);
-        let most = log.segments.values().map(|it| it.ranges.iter().len()).max();
+        let most = log
+            .segments
+            .iter()
+            .map(|(_, it)| it.ranges.iter().len())
+            .max();
         assert!(most.unwrap_or(0) <= layout::MOST_ENTRIES / 2);
     }
     assert!(log.statistics().store_dropped_bytes > 500_000);
     // Holes in what was whole do the same.
     for at in (1..1 << 20).step_by(2) {
         log.forget(at..at + 1);
-        let most = log.segments.values().map(|it| it.ranges.iter().len()).max();
+        let most = log
+            .segments
+            .iter()
+            .map(|(_, it)| it.ranges.iter().len())
+            .max();
         assert!(most.unwrap_or(0) <= layout::MOST_ENTRIES / 2);
     }
     // Whole segments are stored as ever.

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod entropy;
 pub mod fifo;
 pub mod guest_disk;
+pub mod heap;
 pub mod json;
 pub mod lines;
 pub mod memory;

@@ -4,7 +4,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use outpost::heap::Place;
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
+use outpost_net::dedup::StoreMemory;
 use serde::{Serialize, Serializer};
 
 use crate::firmware::Findings;
@@ -18,6 +20,8 @@ const BOX_BYTES: u64 = 38 << 20;
 /// Flows get half of what is left, within these.
 const LEAST_FLOWS: u64 = 8 << 20;
 const MOST_FLOWS: u64 = 512 << 20;
+/// What of the heap is not set aside for connections: for the guest's virtual machine, above all, which is made after that.
+const AFTER_START: u64 = 8 << 20;
 const MIB: u64 = 1 << 20;
 
 /// What the box itself takes, guest apart, in bytes.
@@ -25,39 +29,63 @@ const MIB: u64 = 1 << 20;
 pub struct Use {
     /// The dictionary's index.
     pub index: u64,
-    /// Everything else in use: heap, with what of the dictionary is in memory, and this binary with its stacks and page tables.
+    /// Everything else in use: heap, with what of the dictionary is in memory, and this binary with its stacks and page tables. Not what has been taken, or set aside,
+    /// and never been needed.
     pub rest: u64,
-    allocations: Allocations,
+    /// What of it has begun and will end, connections above all.
+    pub pool: Pool,
+    allocations: Taken,
+    #[serde(skip)]
+    parts: u64,
 }
 
-/// How often something has been allocated, by what the CPU was doing.
-#[derive(Clone, Copy, Debug)]
-pub struct Allocations;
+/// What is set aside for connections, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Pool {
+    /// All of it.
+    pub bytes: u64,
+    /// What they have of it.
+    pub used: u64,
+    /// How often something has been taken from it.
+    pub taken: Taken,
+}
 
-impl Allocations {
+/// How often something has been taken from the heap, or from what is set aside, by what the CPU was doing.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken(pub Place);
+
+impl Taken {
     /// Until now, with the name of each [`Path`].
     pub fn by_path(self) -> impl Iterator<Item = (&'static str, u64)> {
         Path::ALL
             .into_iter()
-            .map(|path| (path.name(), heap::allocations(path)))
+            .map(move |path| (path.name(), heap::taken(self.0, path)))
     }
 }
 
-impl Serialize for Allocations {
+impl Serialize for Taken {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.by_path())
     }
 }
 
 impl Use {
-    /// Now. `index` is what the dictionary's takes.
-    pub fn now(index: usize) -> Use {
-        let index = index as u64;
+    /// Now, with what the dictionary has taken.
+    pub fn now(dictionary: StoreMemory) -> Use {
+        let index = dictionary.index as u64;
+        let not_rest = index + dictionary.untouched as u64;
         let binary = BINARY.load(Ordering::Relaxed);
+        let pool = heap::pool();
         Use {
             index,
-            rest: (heap::used() + binary).saturating_sub(index),
-            allocations: Allocations,
+            rest: (heap::used() + binary).saturating_sub(not_rest),
+            pool: Pool {
+                bytes: pool.bytes,
+                used: pool.used,
+                taken: Taken(Place::Pool),
+            },
+            allocations: Taken(Place::Heap),
+            parts: dictionary.parts as u64,
         }
     }
 
@@ -65,6 +93,8 @@ impl Use {
     pub fn announce(&self) {
         print(&[
             ("dictionary's index", self.index),
+            ("dictionary's parts in memory", self.parts),
+            ("set aside for connections", self.pool.bytes),
             ("the box but guest and index", self.rest),
         ]);
     }
@@ -74,8 +104,10 @@ impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "memory {} KiB, and {} KiB of dictionary index; allocations",
+            "memory {} KiB, {} of the {} KiB set aside for connections among them, and {} KiB of dictionary index; allocations",
             self.rest >> 10,
+            self.pool.used >> 10,
+            self.pool.bytes >> 10,
             self.index >> 10
         )?;
         let mut by_path = self.allocations.by_path();
@@ -84,6 +116,19 @@ impl fmt::Display for Use {
 }
 
 static BINARY: AtomicU64 = AtomicU64::new(0);
+
+/// Sets aside what connections may take, whose buffers have `flows` bytes: with the tunnel's, a quarter of that each way, and what else begins and ends while the box runs.
+pub fn set_aside(flows: u64) {
+    let wanted = flows + flows / 2 + MIB;
+    let bytes = heap::set_aside(wanted, AFTER_START);
+    if bytes < wanted {
+        log::info!(
+            "memory: {} MiB are set aside for connections, {} MiB may be wanted: where they need more, they take what is left",
+            bytes / MIB,
+            wanted.div_ceil(MIB)
+        );
+    }
+}
 
 /// Who has what.
 pub struct Shares {

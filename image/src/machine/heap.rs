@@ -1,107 +1,119 @@
-//! The heap: one allocator for all CPUs, fed first with a piece from the firmware and then with the memory that is left. It counts what is in use,
-//! and on whose behalf something is allocated: nothing should be where guests leave for the hypervisor and where frames pass.
+//! The heap: one allocator for all CPUs ([`outpost::heap`]), fed first with a piece from the firmware and then with the memory that is left. It counts on whose behalf
+//! something is taken from the heap, which nothing should be once the box has started, and from the pool, where frames pass and flows are seen to.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use talc::{ErrOnOom, Span, Talc, Talck};
+use outpost::heap::{Heap, Place, Taken};
 
 use super::cpu::{self, Path};
 
 /// The allocator, behind the counters.
-struct Counting(Talck<spin::Mutex<()>, ErrOnOom>);
+struct Counting(Heap);
 
 #[global_allocator]
-static COUNTING: Counting = Counting(Talc::new(ErrOnOom).lock());
+static COUNTING: Counting = Counting(Heap::new());
 
-/// Bytes in use, as asked for.
-static USED: AtomicU64 = AtomicU64::new(0);
-/// Allocations, by [`Path`].
-static ALLOCATIONS: [AtomicU64; Path::ALL.len()] = [const { AtomicU64::new(0) }; Path::ALL.len()];
+type Counts = [AtomicU64; Path::ALL.len()];
 
-impl Counting {
-    fn note(&self, added: usize, freed: usize) {
-        let (added, freed) = (added as u64, freed as u64);
-        USED.fetch_add(added.wrapping_sub(freed), Ordering::Relaxed);
-        if added > 0
-            && let Some(count) = ALLOCATIONS.get(cpu::path() as usize)
-        {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+/// How often something was taken, by [`Place`] and [`Path`].
+static TAKEN: [Counts; 2] = [const { [const { AtomicU64::new(0) }; Path::ALL.len()] }; 2];
+
+fn count(place: Place, path: Path) -> Option<&'static AtomicU64> {
+    TAKEN.get(place as usize)?.get(path as usize)
+}
+
+/// Where what is done on a path has its memory from.
+fn place_for(path: Path) -> Place {
+    match path {
+        Path::Frames | Path::Flows => Place::Pool,
+        Path::Other | Path::Exits => Place::Heap,
     }
 }
 
-// SAFETY: every call goes to talc's allocator as it is, which keeps the contract; counting touches no memory of the caller's.
+fn note(taken: Option<Taken>, path: Path) -> *mut u8 {
+    let Some((start, place)) = taken else {
+        return core::ptr::null_mut();
+    };
+    if let Some(count) = count(place, path) {
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    start.as_ptr()
+}
+
+// SAFETY: every call goes to the heap as it is, which keeps the contract; counting touches no memory of the caller's.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let path = cpu::path();
         // SAFETY: the caller's contract is the same.
-        let start = unsafe { self.0.alloc(layout) };
-        if !start.is_null() {
-            self.note(layout.size(), 0);
-        }
-        start
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's contract is the same.
-        let start = unsafe { self.0.alloc_zeroed(layout) };
-        if !start.is_null() {
-            self.note(layout.size(), 0);
-        }
-        start
+        note(unsafe { self.0.take(layout, place_for(path)) }, path)
     }
 
     unsafe fn dealloc(&self, start: *mut u8, layout: Layout) {
-        // SAFETY: the caller's contract is the same.
-        unsafe { self.0.dealloc(start, layout) };
-        self.note(0, layout.size());
+        if let Some(start) = NonNull::new(start) {
+            // SAFETY: the caller's contract is the same.
+            unsafe { self.0.give_back(start, layout) };
+        }
     }
 
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        let Some(start) = NonNull::new(start) else {
+            return core::ptr::null_mut();
+        };
+        let path = cpu::path();
         // SAFETY: the caller's contract is the same.
-        let moved = unsafe { self.0.realloc(start, layout, bytes) };
-        if !moved.is_null() {
-            self.note(bytes, layout.size());
+        let moved = unsafe { self.0.resize(start, layout, bytes, place_for(path)) };
+        if bytes > layout.size() {
+            return note(moved, path);
         }
-        moved
+        moved.map_or(core::ptr::null_mut(), |(start, _)| start.as_ptr())
     }
 }
 
-/// Bytes in use, as asked for.
+/// Bytes given to the heap so far.
+pub fn claimed() -> u64 {
+    COUNTING.0.heap().bytes
+}
+
+/// Bytes in use, as asked for: those of the pool, but not what else was set aside for it.
 pub fn used() -> u64 {
-    USED.load(Ordering::Relaxed)
+    let pool = COUNTING.0.pool();
+    (COUNTING.0.heap().used + pool.used).saturating_sub(pool.bytes)
 }
 
-/// How often something was allocated (or made larger) on this path.
-pub fn allocations(path: Path) -> u64 {
-    ALLOCATIONS
-        .get(path as usize)
-        .map_or(0, |count| count.load(Ordering::Relaxed))
+/// Bytes of the pool, and how many of them are in use.
+pub fn pool() -> outpost::heap::Room {
+    COUNTING.0.pool()
 }
 
-static CLAIMED: AtomicU64 = AtomicU64::new(0);
+/// How often something was taken from a place (or made larger there) on a path.
+pub fn taken(place: Place, path: Path) -> u64 {
+    count(place, path).map_or(0, |count| count.load(Ordering::Relaxed))
+}
 
 /// Gives the heap a piece of memory.
 ///
 /// # Safety
 /// `bytes` bytes at `start` are mapped, ordinary memory that nothing else uses, now or later.
 pub unsafe fn claim(start: u64, bytes: u64) {
-    let span = Span::from_base_size(start as *mut u8, bytes as usize);
-    // SAFETY: by this function's own contract.
-    if unsafe { COUNTING.0.lock().claim(span) }.is_ok() {
-        CLAIMED.fetch_add(bytes, Ordering::Relaxed);
+    if let Some(start) = NonNull::new(start as *mut u8) {
+        // SAFETY: by this function's own contract.
+        unsafe { COUNTING.0.claim(start, bytes as usize) };
     }
 }
 
-/// Bytes given to the heap so far.
-pub fn claimed() -> u64 {
-    CLAIMED.load(Ordering::Relaxed)
+/// Sets `wanted` bytes aside for what frames and flows begin, in pieces of a MiB at least; but `reserve` bytes of the heap stay free. Once only. Returns how many it is.
+pub fn set_aside(wanted: u64, reserve: u64) -> u64 {
+    const LEAST: usize = 1 << 20;
+    let heap = COUNTING.0.heap();
+    let free = heap.bytes.saturating_sub(heap.used + reserve);
+    COUNTING.0.set_aside(wanted.min(free) as usize, LEAST)
 }
 
-/// True while some CPU holds the heap's lock. A CPU that panics then may have left the heap broken.
+/// True while some CPU is at work in the heap. If that one panics, the heap may be broken.
 pub fn is_locked() -> bool {
-    COUNTING.0.try_lock().is_none()
+    COUNTING.0.is_locked()
 }
 
 /// Zeroed memory that is never given back, `bytes` long and aligned to `align` (a power of two). None if there is no room.

@@ -58,7 +58,7 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "memory",
-        about: "the box stays within 48 MiB, and once started allocates nothing but for connections that begin",
+        about: "the box stays within 48 MiB, and once started allocates nothing",
         deadline: LONG,
         run: guest::memory_is_bounded,
     },

@@ -19,7 +19,7 @@ use outpost_config::{ByteSize, Config};
 use outpost_net::time::Instant;
 use outpost_net::{Engine, EngineParts, Port};
 
-use super::budget::Shares;
+use super::budget::{self, Shares};
 use super::cpus::Turn;
 use super::dictionary::{self, Dictionary};
 use super::guest;
@@ -201,6 +201,7 @@ impl Service {
         if let Some(dictionary) = &disks.dictionary {
             dictionary.set_meanwhile(None);
         }
+        budget::set_aside(shares.flows);
         if let Forwarder::Engine(engine) = &mut forwarder {
             engine.set_more_metrics(status::more_metrics(disks.driver.clone()));
         }

@@ -6,14 +6,16 @@ use alloc::rc::Rc;
 use core::cell::RefCell;
 use core::fmt::Write;
 
+use outpost::heap::Place;
 use outpost::json;
 use outpost_hv::exit::ExitCounts;
+use outpost_net::Statistics;
+use outpost_net::dedup::StoreMemory;
 use outpost_net::engine::MoreMetrics;
-use outpost_net::{Engine, Statistics};
 use serde::Serialize;
 
 use super::{Forwarder, Service, devices, ports, sharing};
-use crate::appliance::budget::{Allocations, Use};
+use crate::appliance::budget::{Taken, Use};
 use crate::appliance::cpus::Counted;
 use crate::appliance::guest;
 use crate::device::disk::Disk;
@@ -119,8 +121,8 @@ impl Service {
     /// What the box has in use.
     pub(super) fn memory(&self) -> Use {
         match &self.forwarder {
-            Forwarder::Engine(engine) => memory_with(engine),
-            Forwarder::Cable(_) => Use::now(0),
+            Forwarder::Engine(engine) => Use::now(engine.store_memory()),
+            Forwarder::Cable(_) => Use::now(StoreMemory::default()),
         }
     }
 
@@ -154,15 +156,11 @@ impl Service {
     }
 }
 
-fn memory_with(engine: &Engine) -> Use {
-    Use::now(engine.store_memory().index)
-}
-
 /// What the WAN stack does not know, for `/metrics`; `driver` is the disk's.
 pub fn more_metrics(driver: Option<Rc<RefCell<Disk>>>) -> MoreMetrics {
     let mut counted = Counted::new();
     Box::new(move |engine, out| {
-        let memory = memory_with(engine);
+        let memory = Use::now(engine.store_memory());
         if let Some(counted) = &mut counted {
             counted.update();
         }
@@ -193,10 +191,18 @@ pub fn more_metrics(driver: Option<Rc<RefCell<Disk>>>) -> MoreMetrics {
                 bytes,
             );
         }
-        for (path, count) in Allocations.by_path() {
+        for (what, bytes) in [("set_aside", memory.pool.bytes), ("used", memory.pool.used)] {
+            out.gauge(
+                "outpost_connection_memory_bytes",
+                "Memory for what begins and ends while the box runs, connections above all: set aside at the start, and in use.",
+                &[("what", &what)],
+                bytes,
+            );
+        }
+        for (path, count) in Taken(Place::Heap).by_path() {
             out.counter(
                 "outpost_allocations_total",
-                "Allocations since the start, by what the CPU was doing.",
+                "Allocations but for those from what is set aside for connections, by what the CPU was doing.",
                 &[("path", &path)],
                 count,
             );

@@ -17,6 +17,7 @@ pub mod heap;
 pub mod json;
 pub mod lines;
 pub mod memory;
+pub mod patience;
 pub mod pe;
 pub mod power_switch;
 pub mod restart;

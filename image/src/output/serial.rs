@@ -1,5 +1,7 @@
 //! A 16550 serial port (National Semiconductor PC16550D), polled.
 
+use outpost::patience::Patience;
+
 use crate::machine::port;
 
 /// Console.
@@ -28,6 +30,7 @@ pub struct Serial {
     base: u16,
     present: bool,
     room: usize,
+    patience: Patience,
 }
 
 impl Serial {
@@ -37,6 +40,7 @@ impl Serial {
             base,
             present: false,
             room: 0,
+            patience: Patience::new(),
         }
     }
 
@@ -72,13 +76,13 @@ impl Serial {
         true
     }
 
-    /// Writes one byte, waiting for the port up to some milliseconds; then the byte is lost.
+    /// Writes one byte, waiting for the port up to some tenths of a second, for an emulator's pauses while its machine is busy. Then the byte is lost, and so are those that
+    /// follow, without a wait, until the port takes one again.
     pub fn write(&mut self, byte: u8) {
-        for _ in 0..20_000 {
-            if self.try_write(byte) {
-                return;
-            }
-        }
+        const TRIES: u32 = 1_000_000;
+        let mut patience = core::mem::take(&mut self.patience);
+        patience.wait(TRIES, || self.try_write(byte));
+        self.patience = patience;
     }
 
     /// The next byte received, if there is one.

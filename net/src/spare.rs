@@ -54,6 +54,16 @@ impl<B: Buffer> Spares<B> {
         }
     }
 
+    /// Keeps buffers of at most so many bytes together from now on.
+    pub fn keep(&mut self, most: usize) {
+        self.most = most;
+        while self.held > most
+            && let Some(spare) = self.free.pop()
+        {
+            self.held -= spare.capacity();
+        }
+    }
+
     /// Gives `buffer` room, if it has none and there is some.
     pub fn lend(&mut self, buffer: &mut B) {
         if buffer.capacity() == 0
@@ -100,5 +110,10 @@ mod tests {
             [400, 400, 0]
         );
         assert_eq!(spares.held, 0);
+        for buffer in [&mut one, &mut two] {
+            spares.take_back(buffer);
+        }
+        spares.keep(500);
+        assert_eq!((spares.free.len(), spares.held), (1, 400));
     }
 }

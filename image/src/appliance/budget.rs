@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use outpost::heap::Place;
 use outpost::memory::{self, BudgetLine, NotEnough, Run};
 use outpost_net::dedup::StoreMemory;
+use outpost_net::engine::working_memory;
 use serde::{Serialize, Serializer};
 
 use crate::firmware::Findings;
@@ -17,11 +18,12 @@ use crate::output;
 /// What is kept of the heap, with what it has from the firmware phase, for what is neither dictionary nor guest: packet buffers, flows, tunnel, consoles. With the parts of a small dictionary in
 /// memory, and this binary, the box does with 48 MiB beside guest and index.
 const BOX_BYTES: u64 = 38 << 20;
-/// Flows get half of what is left, within these.
-const LEAST_FLOWS: u64 = 8 << 20;
+/// Flows get this part of what is left, for they take up to three times as much with all that belongs to them ([`working_memory`]), within these.
+const FLOWS_PART: u64 = 3;
+const LEAST_FLOWS: u64 = 6 << 20;
 const MOST_FLOWS: u64 = 512 << 20;
 /// What of the heap is not set aside for connections: for the guest's virtual machine, above all, which is made after that.
-const AFTER_START: u64 = 8 << 20;
+const AFTER_START: u64 = 4 << 20;
 const MIB: u64 = 1 << 20;
 
 /// What the box itself takes, guest apart, in bytes.
@@ -117,9 +119,9 @@ impl fmt::Display for Use {
 
 static BINARY: AtomicU64 = AtomicU64::new(0);
 
-/// Sets aside what connections may take, whose buffers have `flows` bytes: with the tunnel's, a quarter of that each way, and what else begins and ends while the box runs.
+/// Sets aside what connections may take, whose buffers have `flows` bytes.
 pub fn set_aside(flows: u64) {
-    let wanted = flows + flows / 2 + MIB;
+    let wanted = usize::try_from(flows).map_or(u64::MAX, |flows| working_memory(flows) as u64);
     let bytes = heap::set_aside(wanted, AFTER_START);
     if bytes < wanted {
         log::info!(
@@ -193,8 +195,8 @@ pub fn share_out(findings: &Findings) -> Shares {
     ]);
     log::info!("memory: {} pages of page tables", paging::table_pages());
     let dictionary = fitting(dictionary);
-    let flows =
-        (heap.saturating_sub(dictionary + BOX_BYTES / 2) / 2).clamp(LEAST_FLOWS, MOST_FLOWS);
+    let left = heap.saturating_sub(dictionary + BOX_BYTES / 2);
+    let flows = (left / FLOWS_PART).clamp(LEAST_FLOWS, MOST_FLOWS);
     Shares {
         guest,
         dictionary,

@@ -136,6 +136,10 @@ pub const CONTROL_TO_SENDER: Target = Target {
         vec![
             ("confirm", [&[0], confirmation.as_slice()].concat()),
             ("fetch_again", [&[0], asks.as_slice()].concat()),
+            (
+                "block_limit",
+                [&[0, 4, 7], leb128(1 << 15).as_slice()].concat(),
+            ),
             ("greeting", {
                 let mut hello = vec![1, 2];
                 hello.extend([7; 16]);

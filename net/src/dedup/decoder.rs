@@ -8,10 +8,7 @@ use super::digest::DIGEST_BYTES;
 use super::ranges::RangeSet;
 use super::receiver::Receiver;
 use super::store::Store;
-use super::wire::{Contiguity, FlowId, Header, Kind, MAX_WIRE_BLOCK, Reader};
-
-/// Verified bytes that wait to be taken, beyond which no further block is decoded.
-const MOST_READY: usize = 256 * 1024;
+use super::wire::{Contiguity, FlowId, Header, Kind, MAX_BLOCK, MAX_WIRE_BLOCK, Reader};
 
 /// How often one block may have the store read from its device. An honest block is spread over few places.
 const MOST_READS: u32 = 512;
@@ -60,6 +57,8 @@ pub struct Decoder {
     /// Verified bytes, of which the first `taken` have been taken.
     ready: Vec<u8>,
     taken: usize,
+    /// Verified bytes that wait to be taken, beyond which no further block is decoded: as many as a block may have.
+    most_ready: usize,
     waiting: Option<Waiting>,
     refetches: u64,
     failed: Option<DecodeError>,
@@ -83,6 +82,7 @@ impl Decoder {
             wire: Vec::new(),
             ready: Vec::new(),
             taken: 0,
+            most_ready: receiver.block_limit,
             waiting: None,
             refetches: 0,
             failed: None,
@@ -96,7 +96,7 @@ impl Decoder {
 
     /// How many bytes from the line [`Decoder::push`] would take now.
     pub fn room(&self) -> usize {
-        if self.ready.len() - self.taken >= MOST_READY {
+        if self.ready.len() - self.taken >= self.most_ready {
             return 0;
         }
         MAX_WIRE_BLOCK.saturating_sub(self.wire.len())
@@ -106,7 +106,7 @@ impl Decoder {
     /// the receiver's control channel has said something.
     pub fn is_waiting(&self) -> bool {
         self.waiting.is_some()
-            || (!self.wire.is_empty() && self.ready.len() - self.taken < MOST_READY)
+            || (!self.wire.is_empty() && self.ready.len() - self.taken < self.most_ready)
     }
 
     /// Takes in at most [`Decoder::room`] bytes from the line, cut anywhere, decodes what can be, and returns how many
@@ -125,6 +125,7 @@ impl Decoder {
             return Err(error);
         }
         let mut taken = 0;
+        self.most_ready = receiver.block_limit;
         loop {
             let now = self.room().min(wire.len() - taken);
             if now > 0 {
@@ -145,7 +146,7 @@ impl Decoder {
                 }
             }
             if taken == wire.len() || self.room() == 0 {
-                if self.ready.is_empty() && self.ready.capacity() > MOST_READY / 4 {
+                if self.ready.is_empty() && self.ready.capacity() > MAX_BLOCK / 4 {
                     receiver.spares.take_back(&mut self.ready);
                 }
                 return Ok(taken);
@@ -215,7 +216,7 @@ impl Decoder {
         let wire = core::mem::take(&mut self.wire);
         let mut used = 0;
         let result = loop {
-            if self.waiting.is_some() || self.ready.len() - self.taken >= MOST_READY {
+            if self.waiting.is_some() || self.ready.len() - self.taken >= self.most_ready {
                 break Ok(());
             }
             let rest = wire.get(used..).unwrap_or(&[]);

@@ -51,6 +51,11 @@ impl Room {
             pending: Spares::new(SPARE_BYTES),
         }
     }
+
+    /// Keeps no more than that of buffers that nobody needs now, in bytes.
+    pub fn keep_spares(&mut self, bytes: usize) {
+        self.pending.keep(bytes.min(SPARE_BYTES));
+    }
 }
 
 /// One flow's sending end.
@@ -96,8 +101,9 @@ impl Encoder {
     }
 
     /// How many bytes would fill the block that is being collected.
-    pub fn room(&self) -> usize {
-        MAX_BLOCK.saturating_sub(self.pending.len())
+    pub fn room<S: Store>(&self, sender: &Sender<S>) -> usize {
+        let limit = sender.block_limit();
+        limit.saturating_sub(self.pending.len())
     }
 
     /// Whether input waits to be sent by a flush.
@@ -123,10 +129,9 @@ impl Encoder {
             return 0;
         }
         let mut taken = 0;
+        let limit = sender.block_limit();
         loop {
-            let room = self
-                .writable(sender)
-                .min(MAX_BLOCK.saturating_sub(self.pending.len()));
+            let room = self.writable(sender).min(self.room(sender));
             let now = input.len().saturating_sub(taken).min(room);
             let Some(bytes) = input.get(taken..taken + now) else {
                 break;
@@ -134,8 +139,8 @@ impl Encoder {
             if now > 0 {
                 sender.room.pending.lend(&mut self.pending);
             }
-            if self.pending.is_empty() && now >= MAX_BLOCK / 4 {
-                self.pending.reserve_exact(MAX_BLOCK);
+            if self.pending.is_empty() && now >= limit / 4 {
+                self.pending.reserve_exact(limit);
             }
             self.pending.extend_from_slice(bytes);
             taken += now;
@@ -161,6 +166,7 @@ impl Encoder {
 
     /// Sends what is due.
     fn emit<S: Store>(&mut self, sender: &mut Sender<S>, flush: bool, out: &mut Vec<u8>) {
+        let limit = sender.block_limit();
         loop {
             let long = self
                 .search
@@ -185,14 +191,14 @@ impl Encoder {
                     continue;
                 }
                 let live = self.search.live && index + 1 == self.search.far.len();
-                if live && !flush && found.len < MAX_BLOCK {
+                if live && !flush && found.len < limit {
                     self.copying = true;
                     return;
                 }
-                self.send_copy(sender, found.len.min(MAX_BLOCK), out);
+                self.send_copy(sender, found.len.min(limit), out);
                 continue;
             }
-            if self.pending.is_empty() || (!flush && self.pending.len() < MAX_BLOCK) {
+            if self.pending.is_empty() || (!flush && self.pending.len() < limit) {
                 return;
             }
             // A run at the end may yet become a long one.
@@ -261,7 +267,7 @@ impl Encoder {
     /// Sends the first `len` bytes of `pending` as data that both ends store.
     fn send_data<S: Store>(&mut self, sender: &mut Sender<S>, len: usize, out: &mut Vec<u8>) {
         let len = len
-            .min(MAX_BLOCK)
+            .min(sender.block_limit())
             .min(sender.contiguous())
             .min(self.pending.len());
         let Some(bytes) = self.pending.get(..len) else {

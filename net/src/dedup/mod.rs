@@ -28,7 +28,7 @@ pub use receiver::{Receiver, ReceiverConfig, Urgency};
 pub use sender::{Sender, SenderConfig};
 pub use statistics::{FlowStatistics, ReceiverStatistics, SenderStatistics};
 pub use store::{Log, RingStore, Store, StoreMemory};
-pub use wire::{FlowId, MAX_BLOCK, MAX_WIRE_BLOCK};
+pub use wire::{FlowId, LEAST_BLOCK, MAX_BLOCK, MAX_WIRE_BLOCK};
 
 /// A control message that no honest peer would send: the tunnel should be taken down and up again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::digest::DigestKey;
 use super::ranges::RangeSet;
 use super::statistics::ReceiverStatistics;
 use super::store::{Log, RingStore, Store, StoreMemory};
-use super::wire::{FlowId, Inbox, MAX_RANGES, Message};
+use super::wire::{FlowId, Inbox, LEAST_BLOCK, MAX_BLOCK, MAX_RANGES, Message};
 use crate::spare::Spares;
 use crate::store::{Direction, Disk, DiskLog, StoreStatistics};
 
@@ -59,6 +59,8 @@ pub struct Receiver<S: Store = Log> {
     pub(super) workspace: Workspace,
     /// Buffers of decoders that hold nothing now.
     pub(super) spares: Spares<Vec<u8>>,
+    /// The most raw bytes of a block that are liked.
+    pub(super) block_limit: usize,
 }
 
 impl Receiver<Log> {
@@ -116,6 +118,7 @@ impl<S: Store> Receiver<S> {
             inbox: Inbox::default(),
             workspace: Workspace::default(),
             spares: Spares::new(SPARE_BYTES),
+            block_limit: MAX_BLOCK,
         }
     }
 
@@ -227,7 +230,28 @@ impl<S: Store> Receiver<S> {
             ranges,
         }
         .emit(&mut self.urgent);
+        if self.block_limit < MAX_BLOCK {
+            self.ask_for_limit();
+        }
         Ok(())
+    }
+
+    /// Keeps no more than that of buffers that decoders do not need now, in bytes.
+    pub fn keep_spares(&mut self, bytes: usize) {
+        self.spares.keep(bytes.min(SPARE_BYTES));
+    }
+
+    /// Asks the peer for blocks that stand for no more bytes than that, and has decoders hold no more than that before they wait.
+    pub fn set_block_limit(&mut self, bytes: usize) {
+        let bytes = bytes.clamp(LEAST_BLOCK, MAX_BLOCK);
+        if core::mem::replace(&mut self.block_limit, bytes) != bytes && self.digest.is_some() {
+            self.ask_for_limit();
+        }
+    }
+
+    fn ask_for_limit(&mut self) {
+        let bytes = u32::try_from(self.block_limit).unwrap_or(u32::MAX);
+        Message::BlockLimit { bytes }.emit(&mut self.urgent);
     }
 
     /// Stores a verified block.

@@ -1,6 +1,7 @@
 //! The sending side's dictionary: the log of what was sent, the anchor index over it, and the record of what the peer
 //! has confirmed. Encoders, one for each flow, work against it.
 
+mod limit;
 mod pins;
 mod start;
 
@@ -11,6 +12,7 @@ use core::ops::Range;
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::Rng;
 
+use self::limit::BlockLimit;
 use self::pins::Pins;
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
@@ -95,6 +97,7 @@ pub struct Sender<S: Store = Log> {
     coder: Coder,
     effort: Effort,
     pub(super) room: Room,
+    block_limit: BlockLimit,
     pub(super) digest: DigestKey,
     pub(super) statistics: SenderStatistics,
     log: [u8; 16],
@@ -140,6 +143,7 @@ impl<S: Store> Sender<S> {
         self.random.fill_bytes(&mut key);
         self.digest = DigestKey::new(key);
         self.peer = None;
+        self.block_limit.reset_peer();
         self.confirmed.clear();
         self.flows.clear();
         self.closed.clear();
@@ -155,6 +159,21 @@ impl<S: Store> Sender<S> {
         }
         .emit(&mut greeting);
         self.greeting = Some(greeting);
+    }
+
+    /// Makes no blocks that stand for more bytes from now on, [`MAX_BLOCK`] at most and some 32 KiB at least; fewer if the peer has asked for fewer.
+    pub fn set_block_limit(&mut self, bytes: usize) {
+        self.block_limit.set_ours(bytes);
+    }
+
+    /// Keeps no more than that of buffers that encoders do not need now, in bytes.
+    pub fn keep_spares(&mut self, bytes: usize) {
+        self.room.keep_spares(bytes);
+    }
+
+    /// The most bytes that a block stands for now.
+    pub fn block_limit(&self) -> usize {
+        self.block_limit.get()
     }
 
     /// How hard blocks are searched for matches from now on.
@@ -236,6 +255,7 @@ impl<S: Store> Sender<S> {
                 } => self.greeted(log, capacity, ranges)?,
                 Message::Confirm { flow, blocks } => self.confirm(flow, blocks)?,
                 Message::Refetch { flow, block, lost } => self.refetch(flow, block, &lost)?,
+                Message::BlockLimit { bytes } => self.block_limit.set_theirs(bytes),
                 Message::SenderHello { .. }
                 | Message::Answer { .. }
                 | Message::CodedAnswer { .. } => {
@@ -402,7 +422,7 @@ impl<S: Store> Sender<S> {
             .config
             .flow_credit
             .min(flow.unconfirmed + free / 2)
-            .max(MAX_BLOCK);
+            .max(self.block_limit());
         share.saturating_sub(flow.unconfirmed)
     }
 

@@ -8,6 +8,8 @@ use super::digest::DIGEST_BYTES;
 
 /// The most raw bytes that a block may stand for.
 pub const MAX_BLOCK: usize = 256 * 1024;
+/// Nobody can ask for blocks that stand for less: a repeat must fit in that is worth a block of its own.
+pub const LEAST_BLOCK: usize = 32 * 1024;
 /// The most bytes of a header: kind, flow, lengths, position.
 pub const MAX_HEADER: usize = 1 + 5 + 3 + 10 + 3;
 /// The most bytes of a block on the line.
@@ -293,6 +295,11 @@ pub enum Message {
         /// A coded body that refers to nothing outside it and begins with the standard tables.
         body: Vec<u8>,
     },
+    /// Receiver to sender: blocks that stand for more are more than it likes to hold. Without it, [`MAX_BLOCK`]; those under way are as they are.
+    BlockLimit {
+        /// Raw bytes of a block.
+        bytes: u32,
+    },
 }
 
 fn put_ranges(out: &mut Vec<u8>, ranges: &[Range<u64>]) {
@@ -371,6 +378,10 @@ impl Message {
                 put_number(message, *raw as u64);
                 message.extend_from_slice(body);
             }
+            Message::BlockLimit { bytes } => {
+                message.push(7);
+                put_number(message, u64::from(*bytes));
+            }
         }
         // The length is known only now, and goes before.
         let end = out.len();
@@ -425,6 +436,9 @@ impl Message {
                     body,
                 }
             }
+            7 => Message::BlockLimit {
+                bytes: reader.small()?,
+            },
             _ => return Err(Malformed),
         };
         if reader.0.is_empty() {

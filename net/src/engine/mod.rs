@@ -71,8 +71,7 @@ pub struct EngineParts {
     /// half of the device) comes on top.
     pub store_memory: usize,
     /// Memory for flows (buffers towards the hosts), in bytes; a flow takes 8 KiB of it until it carries something, then
-    /// 64 KiB to 544 KiB. The tunnel's buffers
-    /// take at most half as much again.
+    /// 64 KiB to 544 KiB. What flows take elsewhere follows from it: [`working_memory`].
     pub flow_memory: usize,
 }
 
@@ -106,6 +105,12 @@ pub struct Engine {
     datagram: Vec<u8>,
     /// [`Engine::poll`] has something to do now.
     keep_polling: bool,
+}
+
+/// The most that an engine with so much memory for flows takes while it runs, beside what it has when it is made, in bytes: those buffers; as much again in the flows' coders, which blocks
+/// become smaller for; the tunnel's buffers, half as much; half as much for buffers that are larger than what is in them, or kept for the next; and what all share.
+pub const fn working_memory(flow_memory: usize) -> usize {
+    3 * flow_memory + (2 << 20)
 }
 
 impl Engine {
@@ -149,8 +154,10 @@ impl Engine {
             })
         });
         let link = ends.map(|ends| {
-            let parts = StoreParts { memory, device };
-            Link::new(ends, &mut random, parts, now)
+            let store = StoreParts { memory, device };
+            let mut link = Link::new(ends, &mut random, store, now);
+            link.keep_spares(parts.flow_memory / 16);
+            link
         });
         Engine {
             role: config.role,
@@ -262,6 +269,9 @@ impl Engine {
     /// [`Engine::next_wakeup`] then says "now", there is more.
     pub fn poll(&mut self, now: Instant, emit: &mut dyn FnMut(Port, &[u8])) {
         self.keep_polling = false;
+        if let Some(link) = &mut self.link {
+            link.set_block_limit(self.flows.block_limit());
+        }
         self.host.poll(now, &self.switch, &mut self.outbox);
         self.wake_resolved(now);
         while let Some(complaint) = self.unanswered.overdue(now) {

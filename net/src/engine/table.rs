@@ -10,6 +10,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::flow::Flow;
+use crate::dedup::{LEAST_BLOCK, MAX_BLOCK};
 use crate::hash::Keyed;
 use crate::time::Instant;
 use crate::tunnel::StreamId;
@@ -44,6 +45,8 @@ pub struct FlowTable {
     small_of: HashMap<Ipv4Addr, u32, Keyed>,
     memory: usize,
     memory_limit: usize,
+    /// The last [`FlowTable::block_limit`].
+    block_limit: usize,
 }
 
 /// Sizes of a flow's buffers (each way) in bytes, by how much of the memory for flows is used: roomy while there is
@@ -57,6 +60,10 @@ const SMALL: usize = 8 * 1024;
 const LEAST_BUFFER: usize = 16 * 1024;
 /// The least that a flow takes when it has its buffers, in bytes.
 const LEAST: usize = 2 * LEAST_BUFFER + OVERHEAD;
+
+/// Blocks that a flow holds in its coders when all of them are at work: what is collected, what the tunnel has not taken, what has come of the next, and what its
+/// host has not taken.
+const HELD_BLOCKS: usize = 4;
 
 /// One client may have one in so many of the flows without buffers that there is room for…
 const CLIENT_SHARE: usize = 8;
@@ -89,7 +96,19 @@ impl FlowTable {
             small_of: HashMap::with_hasher(hash.clone()),
             memory: 0,
             memory_limit,
+            block_limit: MAX_BLOCK,
         }
+    }
+
+    /// How large the blocks of flows may be, in bytes: what is held of a flow in coders is a few blocks, which for all flows together are no more than the memory
+    /// for flows. A power of two, which does not change to and fro with one flow more and less.
+    pub fn block_limit(&mut self) -> usize {
+        let flows = (self.len() - self.small).max(1);
+        let at_most = |bytes: usize| 1 << bytes.clamp(LEAST_BLOCK, MAX_BLOCK).ilog2();
+        let fair = self.memory_limit / HELD_BLOCKS / flows;
+        let (now, with_some_to_spare) = (at_most(fair), at_most(fair / 5 * 4));
+        self.block_limit = self.block_limit.clamp(with_some_to_spare, now);
+        self.block_limit
     }
 
     /// Whether one more flow of `client`, without buffers at first, finds room. So that such flows get their buffers when

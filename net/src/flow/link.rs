@@ -181,6 +181,19 @@ impl Link {
         }
     }
 
+    /// Keeps no more than that of buffers that coders do not need now, in bytes.
+    pub fn keep_spares(&mut self, bytes: usize) {
+        self.spares.keep((bytes / 4).min(SPARE_BYTES));
+        self.sender.keep_spares(bytes / 4);
+        self.receiver.keep_spares(bytes / 2);
+    }
+
+    /// No block, of either end, stands for more bytes from now on.
+    pub fn set_block_limit(&mut self, bytes: usize) {
+        self.sender.set_block_limit(bytes);
+        self.receiver.set_block_limit(bytes);
+    }
+
     /// What the dictionaries of both directions have taken.
     pub fn store_memory(&self) -> StoreMemory {
         self.sender.store_memory() + self.receiver.store_memory()

@@ -11,7 +11,7 @@ use crate::wire::FlowKey;
 /// First byte of a stream for a flow: the version of this protocol.
 pub const OPEN: u8 = 0x11;
 /// First byte of the stream for control messages: their version.
-pub const CONTROL: u8 = 0x13;
+pub const CONTROL: u8 = 0x14;
 /// The core's answer when the server has accepted the connection.
 pub const OPENED: u8 = 0x21;
 

@@ -163,7 +163,7 @@ impl Pump {
             if moved >= turn.bytes() || (moved >= MAX_BLOCK / 2 && !self.encoder.has_pending()) {
                 return true;
             }
-            host.wants(self.encoder.room());
+            host.wants(self.encoder.room(&link.sender));
             let waiting = host.readable();
             if waiting >= TURN {
                 link.gauge.host_waits();
@@ -176,9 +176,11 @@ impl Pump {
                 link.spares.lend(&mut self.outgoing);
             }
             let encoded = self.outgoing.len();
+            // What is encoded is held until the tunnel has taken it.
+            let most = TURN.min(link.sender.block_limit());
             let (encoder, outgoing) = (&mut self.encoder, &mut self.outgoing);
             let incoming = host.read(|bytes| {
-                let bytes = bytes.get(..TURN).unwrap_or(bytes);
+                let bytes = bytes.get(..most).unwrap_or(bytes);
                 // The ring's end or this turn's may cut what waits: only the last piece is flushed.
                 let flush = if bytes.len() == waiting {
                     Flush::Yes

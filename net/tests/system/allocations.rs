@@ -1,11 +1,14 @@
-//! What a connection under way allocates: on a clean line nothing, on a bad one very little; and a tunnel at rest, nothing.
+//! What a connection under way allocates: on a clean line nothing, on a bad one very little; and a tunnel at rest, nothing; and what all
+//! connections take together, however many come.
 
 use std::time::Duration;
+
+use outpost_net::engine::working_memory;
 
 use crate::host::Script;
 use crate::line::{LineConfig, Random};
 use crate::transfers::text;
-use crate::world::{Pair, World};
+use crate::world::{Pair, Site, World};
 
 /// What has been carried before anything is counted: by then, windows and records are as large as they get.
 const BEFORE: usize = 12_000_000;
@@ -53,9 +56,14 @@ fn allocations(payload: Payload, way: Way, line: LineConfig) -> u64 {
         Way::Down => world.connect(80, word, bulk),
     };
     carry(&mut world, pair, way, BEFORE);
-    world.allocations = Some(0);
+    world.taken = Some(Default::default());
     carry(&mut world, pair, way, BEFORE + COUNTED);
-    world.allocations.unwrap()
+    times(&world)
+}
+
+/// How often both boxes have taken something.
+fn times(world: &World) -> u64 {
+    world.taken.iter().flatten().map(|taken| taken.times).sum()
 }
 
 /// Runs until so many bytes have arrived.
@@ -105,7 +113,58 @@ fn a_tunnel_at_rest_allocates_nothing() {
     let mut world = World::new(5, LineConfig::CLEAN);
     world.wait_up();
     world.run_for(Duration::from_secs(60));
-    world.allocations = Some(0);
+    world.taken = Some(Default::default());
     world.run_for(Duration::from_secs(60));
-    assert_eq!(world.allocations, Some(0));
+    assert_eq!(times(&world), 0);
+}
+
+/// Many more connections than there is memory for, with boxes of so much memory for flows, and what both have taken at most.
+fn crowd(payload: Payload, line: LineConfig, flow_memory: [usize; 2]) -> [usize; 2] {
+    let mut world = World::new(5, line);
+    for (site, memory) in [Site::Branch, Site::Core].into_iter().zip(flow_memory) {
+        world.flow_memory = memory;
+        world.power_on(site);
+    }
+    world.taken = Some(Default::default());
+    world.wait_up();
+    let bytes = payload.bytes(1_000_000);
+    for number in 0..80 {
+        let script = || Script::send(bytes.clone());
+        world.connect(1000 + number, script(), script());
+        world.run_for(Duration::from_millis(10));
+    }
+    world.run_for(Duration::from_secs(2));
+    world.taken.unwrap().map(|taken| taken.most as usize)
+}
+
+/// Whatever they carry, over whatever line, and though one of the boxes has much more memory than the other.
+#[test]
+fn connections_take_no_more_than_is_set_aside_for_them() {
+    const SMALL: usize = 6 << 20;
+    const LARGE: usize = 64 << 20;
+    let fast = LineConfig {
+        rate: 1_000_000_000,
+        delay: Duration::from_millis(30),
+        queue: 4 << 20,
+        ..LineConfig::CLEAN
+    };
+    let bad = LineConfig {
+        rate: 50_000_000,
+        loss_ppm: 20_000,
+        ..fast
+    };
+    for (payload, line, memory) in [
+        (Payload::Noise, fast, [SMALL, LARGE]),
+        (Payload::Noise, fast, [LARGE, SMALL]),
+        (Payload::Text, fast, [SMALL, LARGE]),
+        (Payload::Noise, bad, [SMALL, LARGE]),
+    ] {
+        let taken = crowd(payload, line, memory);
+        for (taken, memory) in taken.into_iter().zip(memory) {
+            assert!(
+                taken <= working_memory(memory),
+                "{payload:?}, {line:?}: {taken} bytes with {memory} for flows"
+            );
+        }
+    }
 }

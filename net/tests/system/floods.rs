@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use outpost_net::Port;
+use outpost_net::engine::working_memory;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
     EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
@@ -78,6 +79,7 @@ fn survive(flood: &Flood) {
     world.flow_memory = flood.flow_memory;
     world.power_on(Site::Branch);
     world.power_on(Site::Core);
+    world.taken = Some(Default::default());
     world.wait_up();
     for number in 0..flood.open_ports {
         let waits = Script::send(vec![]);
@@ -127,6 +129,10 @@ fn survive(flood: &Flood) {
         most.iter().all(|&most| most <= flood.flow_memory),
         "{most:?}"
     );
+    for taken in world.taken.unwrap() {
+        let most = taken.most as usize;
+        assert!(most <= working_memory(flood.flow_memory), "{taken:?}");
+    }
 }
 
 #[test]

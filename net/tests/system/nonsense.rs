@@ -284,11 +284,11 @@ fn addresses_that_are_no_hosts_are_not_connected_to() {
 fn nonsense_on_the_control_stream_costs_the_tunnel_and_it_comes_back() {
     for message in [
         // For nobody.
-        vec![0x13, 9, 1, 0, 0, 0, 0],
+        vec![0x14, 9, 1, 0, 0, 0, 0],
         // Gigabytes.
-        vec![0x13, 0, 255, 255, 255, 255],
+        vec![0x14, 0, 255, 255, 255, 255],
         // No message that there is.
-        vec![0x13, 0, 3, 0, 0, 0, 2, 99, 99],
+        vec![0x14, 0, 3, 0, 0, 0, 2, 99, 99],
     ] {
         let mut bench = Bench::new(3);
         bench.wait_up();
@@ -310,9 +310,9 @@ fn nonsense_on_the_control_stream_costs_the_tunnel_and_it_comes_back() {
 fn a_second_control_stream_is_refused_and_the_first_must_not_end() {
     let mut bench = Bench::new(4);
     bench.wait_up();
-    let first = bench.say(&[0x13]).unwrap();
+    let first = bench.say(&[0x14]).unwrap();
     bench.run(100);
-    bench.say(&[0x13]);
+    bench.say(&[0x14]);
     bench.run(100);
     assert_eq!((bench.resets.len(), bench.downs), (1, 0));
     bench.tunnel.finish(first);
@@ -335,7 +335,7 @@ fn nonsense_in_the_midst_of_a_flow_is_no_end_of_file() {
         bench.say(&open([10, 77, 1, 10], 5, SERVER.octets(), 80));
         bench.run(200 + phase);
         assert!(bench.server.as_ref().unwrap().connections[0].is_open());
-        bench.say(&[0x13, 9, 1, 0, 0, 0, 0]);
+        bench.say(&[0x14, 9, 1, 0, 0, 0, 0]);
         bench.run(200);
         assert_eq!((bench.downs, bench.fins), (1, 0));
         assert_eq!(bench.core.statistics().flows.reset_by_tunnel, 1);
@@ -347,7 +347,7 @@ fn a_peer_that_goes_on_with_nonsense_is_left_alone_for_longer_and_longer() {
     let mut bench = Bench::new(6);
     for (round, seconds) in [5, 10, 20, 40, 60, 60].into_iter().enumerate() {
         bench.wait_up();
-        bench.say(&[0x13, 9, 1, 0, 0, 0, 0]);
+        bench.say(&[0x14, 9, 1, 0, 0, 0, 0]);
         bench.run(200);
         bench.run_by((seconds - 1) * 50, 20_000);
         assert_eq!(bench.downs, round as u32 + 1);
@@ -356,7 +356,7 @@ fn a_peer_that_goes_on_with_nonsense_is_left_alone_for_longer_and_longer() {
     // After a good minute the peer is trusted again.
     bench.wait_up();
     bench.run_by(61 * 50, 20_000);
-    bench.say(&[0x13, 9, 1, 0, 0, 0, 0]);
+    bench.say(&[0x14, 9, 1, 0, 0, 0, 0]);
     bench.run(200);
     assert!(!bench.core.statistics().tunnel.up);
     bench.run_by(350, 20_000);
@@ -384,7 +384,7 @@ fn random_streams_never_panic() {
                     bytes = message;
                 }
                 1 => {
-                    let mut message = vec![0x13, bench.random.below(2) as u8];
+                    let mut message = vec![0x14, bench.random.below(2) as u8];
                     message.extend_from_slice(&(len as u32).to_le_bytes());
                     message.append(&mut bytes);
                     bytes = message;

@@ -80,16 +80,30 @@ pub struct World {
     pub disks: [Option<Rc<dyn BlockDevice>>; 2],
     /// Adds damaged copies of frames that arrive at the boxes, from a seed of their own.
     pub forge: Option<(Forge, u64)>,
-    /// How often the boxes have allocated something, if wanted.
-    pub allocations: Option<u64>,
+    /// What each box has taken of its memory since, if wanted.
+    pub taken: Option<[Taken; 2]>,
 }
 
-/// Does something, and counts what it allocates.
-fn count(allocations: &mut Option<u64>, run: impl FnOnce()) {
-    match allocations {
-        Some(count) => *count += allocation_counter::measure(run).count_total,
-        None => run(),
-    }
+/// What a box has taken of its memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Taken {
+    /// How often.
+    pub times: u64,
+    /// Bytes, less those that it has given back.
+    pub bytes: i64,
+    /// The most that it was at any time.
+    pub most: i64,
+}
+
+/// Does something, and counts what it takes.
+fn count(taken: Option<&mut Taken>, run: impl FnOnce()) {
+    let Some(taken) = taken else {
+        return run();
+    };
+    let by_this = allocation_counter::measure(run);
+    taken.times += by_this.count_total;
+    taken.most = taken.most.max(taken.bytes + by_this.bytes_max as i64);
+    taken.bytes += by_this.bytes_current;
 }
 
 fn index(site: Site) -> usize {
@@ -139,7 +153,7 @@ impl World {
             flow_memory: 64 << 20,
             disks: [None, None],
             forge: None,
-            allocations: None,
+            taken: None,
         };
         world.power_on(Site::Branch);
         world.power_on(Site::Core);
@@ -302,8 +316,9 @@ impl World {
                 }
                 let port = [Port::Lan, Port::Wan, Port::Guest][usize::from(number)];
                 self.forge(site, port, &frame);
+                let taken = self.taken.as_mut().map(|taken| &mut taken[index(site)]);
                 match &mut self.boxes[index(site)] {
-                    Some(engine) => count(&mut self.allocations, || {
+                    Some(engine) => count(taken, || {
                         engine.receive(Instant::from_micros(self.now), port, &frame);
                     }),
                     // The bypass relay.
@@ -325,7 +340,8 @@ impl World {
             if let Some(mut engine) = self.boxes[index(site)].take() {
                 let mut out = vec![];
                 let now = Instant::from_micros(self.now);
-                count(&mut self.allocations, || {
+                let taken = self.taken.as_mut().map(|taken| &mut taken[index(site)]);
+                count(taken, || {
                     engine.poll(now, &mut |port, frame| {
                         // What the bench itself puts aside does not count.
                         allocation_counter::opt_out(|| out.push((port, frame.to_vec())));

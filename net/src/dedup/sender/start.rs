@@ -14,6 +14,7 @@ use super::super::ranges::RangeSet;
 use super::super::statistics::SenderStatistics;
 use super::super::store::{Log, RingStore, Store};
 use super::super::wire::Inbox;
+use super::limit::BlockLimit;
 use super::pins::Pins;
 use super::{Sender, SenderConfig};
 use crate::store::{Direction, Disk, DiskLog};
@@ -69,6 +70,7 @@ impl<S: Store> Sender<S> {
             coder: Coder::new(),
             effort: Effort::Full,
             room: Room::new(),
+            block_limit: BlockLimit::new(),
             digest,
             statistics: SenderStatistics::default(),
             log,

@@ -2,12 +2,13 @@
 
 mod bytes;
 mod hostile;
+mod limits;
 pub(crate) mod simulation;
 mod trouble;
 
 use simulation::{Rng, World};
 
-use super::Effort;
+use super::{Effort, LEAST_BLOCK, MAX_BLOCK};
 
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -49,6 +50,9 @@ fn run(
         }
         let effort = [Effort::Full, Effort::Fast][rng.below(2)];
         world.sender.set_effort(effort);
+        let mut limit = || [LEAST_BLOCK, 3 * LEAST_BLOCK, MAX_BLOCK][rng.below(3)];
+        world.sender.set_block_limit(limit());
+        world.receiver.set_block_limit(limit());
         for _ in 0..rng.below(40) {
             world.step(rng);
             trouble(rng, world);

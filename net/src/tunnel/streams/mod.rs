@@ -186,8 +186,8 @@ impl Streams {
             max_data_queued: false,
             max_streams_queued: false,
             events: VecDeque::new(),
-            send_spares: Spares::new(SPARE_BYTES),
-            receive_spares: Spares::new(SPARE_BYTES),
+            send_spares: Spares::new(SPARE_BYTES.min(config.send_memory as usize / 8)),
+            receive_spares: Spares::new(SPARE_BYTES.min(config.receive_memory as usize / 8)),
             counters: StreamCounters::default(),
         };
         streams.set_window(0);

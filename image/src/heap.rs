@@ -163,16 +163,16 @@ impl Heap {
                 bytes -= bytes / 8;
                 continue;
             };
+            let first = start.as_ptr() as usize;
+            piece.start.store(first, Ordering::Relaxed);
+            piece.end.store(first + bytes, Ordering::Relaxed);
+            // Whoever gives something back that came from the piece must know it: only then something may be taken from it.
+            count += 1;
+            self.count.store(count, Ordering::Release);
             // SAFETY: it was just taken from the heap, for good.
             if !unsafe { self.pool.claim(start, bytes) } {
                 break;
             }
-            let first = start.as_ptr() as usize;
-            piece.start.store(first, Ordering::Relaxed);
-            piece.end.store(first + bytes, Ordering::Relaxed);
-            count += 1;
-            // Only now something may be taken from it; whoever frees that sees the piece.
-            self.count.store(count, Ordering::Release);
             missing -= bytes;
             bytes = missing;
         }

@@ -76,10 +76,10 @@ impl Serial {
         true
     }
 
-    /// Writes one byte, waiting for the port up to some tenths of a second, for an emulator's pauses while its machine is busy. Then the byte is lost, and so are those that
-    /// follow, without a wait, until the port takes one again.
+    /// Writes one byte, waiting for the port for half a second or so (a read of a port takes about 1 µs), for an emulator's pauses while its machine is busy. Then the byte is
+    /// lost, and so are those that follow, without a wait, until the port takes one again.
     pub fn write(&mut self, byte: u8) {
-        const TRIES: u32 = 1_000_000;
+        const TRIES: u32 = 500_000;
         let mut patience = core::mem::take(&mut self.patience);
         patience.wait(TRIES, || self.try_write(byte));
         self.patience = patience;

@@ -99,7 +99,12 @@ impl Decoder {
         if self.ready.len() - self.taken >= self.most_ready {
             return 0;
         }
-        MAX_WIRE_BLOCK.saturating_sub(self.wire.len())
+        // Nothing of what comes is decoded before the block that is fetched again is there.
+        let most = match self.waiting {
+            Some(_) => self.most_ready,
+            None => MAX_WIRE_BLOCK,
+        };
+        most.saturating_sub(self.wire.len())
     }
 
     /// Whether a block is being fetched again, or the sender's greeting has not come: push nothing into the decoder after

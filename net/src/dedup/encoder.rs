@@ -9,7 +9,7 @@ use super::search::Search;
 use super::sender::Sender;
 use super::statistics::FlowStatistics;
 use super::store::Store;
-use super::wire::{Contiguity, FlowId, Header, Kind, MAX_BLOCK};
+use super::wire::{Contiguity, FlowId, Header, Kind};
 use crate::spare::Spares;
 
 /// A run at least this long is sent as a copy and not stored again; what is shorter is stored again with its surroundings,
@@ -201,10 +201,10 @@ impl Encoder {
             if self.pending.is_empty() || (!flush && self.pending.len() < limit) {
                 return;
             }
-            // A run at the end may yet become a long one.
+            // A run at the end may yet become a long one. What is stored without it has room for an anchor.
             let len = match self.search.far.last() {
                 Some(last) if !flush && self.search.live && last.start > 0 && last.len < LONG => {
-                    last.start
+                    last.start.max(MIN_STORED)
                 }
                 _ => self.pending.len(),
             };
@@ -360,7 +360,7 @@ impl Encoder {
         self.since_short = self.since_short.saturating_add(len);
         self.pending.drain(..len);
         self.search.taken(len);
-        if self.pending.is_empty() && self.pending.capacity() > MAX_BLOCK / 2 {
+        if self.pending.is_empty() && self.pending.capacity() > sender.block_limit() / 2 {
             sender.room.pending.take_back(&mut self.pending);
         }
     }

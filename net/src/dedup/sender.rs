@@ -40,7 +40,7 @@ pub struct SenderConfig {
     pub index_memory: usize,
     /// The most raw bytes of one flow that wait for the peer's confirmation.
     pub flow_credit: usize,
-    /// The most raw bytes of all flows together that wait for it (each flow has [`MAX_BLOCK`] beyond that, so that one
+    /// The most raw bytes of all flows together that wait for it (each flow has a block beyond that, so that one
     /// that stands still does not stop the others).
     pub total_credit: usize,
 }

@@ -107,8 +107,9 @@ pub struct Engine {
     keep_polling: bool,
 }
 
-/// The most that an engine with so much memory for flows takes while it runs, beside what it has when it is made, in bytes: those buffers; as much again in the flows' coders, which blocks
-/// become smaller for; the tunnel's buffers, half as much; half as much for buffers that are larger than what is in them, or kept for the next; and what all share.
+/// What an engine with so much memory for flows takes while it runs, beside what it has when it is made, in bytes: those buffers; as much in the flows' coders, which blocks become
+/// smaller for; half as much for the tunnel's buffers; half as much for room that is larger than what is in it, or kept for the next; and what all share. It does not refuse to
+/// take more: that the crowds that we could think of stay below is for `connections_take_no_more_than_is_set_aside_for_them` to show.
 pub const fn working_memory(flow_memory: usize) -> usize {
     3 * flow_memory + (2 << 20)
 }

@@ -100,8 +100,8 @@ impl FlowTable {
         }
     }
 
-    /// How large the blocks of flows may be, in bytes: what is held of a flow in coders is a few blocks, which for all flows together are no more than the memory
-    /// for flows. A power of two, which does not change to and fro with one flow more and less.
+    /// How large the blocks of flows may be, in bytes, down to the least: what is held of a flow in coders is a few blocks, which for all flows together shall be no more than the
+    /// memory for flows. A power of two, which does not change to and fro with one flow more and less.
     pub fn block_limit(&mut self) -> usize {
         let flows = (self.len() - self.small).max(1);
         let at_most = |bytes: usize| 1 << bytes.clamp(LEAST_BLOCK, MAX_BLOCK).ilog2();

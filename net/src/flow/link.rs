@@ -9,7 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::effort::Gauge;
 use super::message::CONTROL;
-use crate::dedup::{Receiver, ReceiverConfig, Sender, SenderConfig, StoreMemory, Urgency};
+use crate::dedup::{
+    MAX_WIRE_BLOCK, Receiver, ReceiverConfig, Sender, SenderConfig, StoreMemory, Urgency,
+};
 use crate::hash::Random;
 use crate::spare::Spares;
 use crate::store::{BlockDevice, DeviceError, Disk, DiskLog, Opened, StoreStatistics, Ticket};
@@ -181,11 +183,12 @@ impl Link {
         }
     }
 
-    /// Keeps no more than that of buffers that coders do not need now, in bytes.
+    /// Keeps no more than that of buffers that coders do not need now, in bytes, but one of each sort.
     pub fn keep_spares(&mut self, bytes: usize) {
-        self.spares.keep((bytes / 4).min(SPARE_BYTES));
-        self.sender.keep_spares(bytes / 4);
-        self.receiver.keep_spares(bytes / 2);
+        let quarter = (bytes / 4).max(MAX_WIRE_BLOCK);
+        self.spares.keep(quarter.min(SPARE_BYTES));
+        self.sender.keep_spares(quarter);
+        self.receiver.keep_spares(2 * quarter);
     }
 
     /// No block, of either end, stands for more bytes from now on.

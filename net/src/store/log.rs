@@ -170,9 +170,12 @@ impl DiskLog {
         found.retain(|it| last.get(&it.slot).map(|last| last.1) == Some(it.header.segment));
         found.sort_by_key(|it| (it.header.segment, u64::MAX - it.header.generation));
         let highest = found.last().map(|it| it.header.segment);
-        let mut some = Vec::new();
+        let (mut some, mut emptied) = (Vec::new(), BTreeSet::new());
         for it in found {
             let number = it.header.segment;
+            if emptied.contains(&number) {
+                continue;
+            }
             if let Some(segment) = self.segments.get_mut(number) {
                 if segment.slot == it.slot
                     && let Some(generation) = segment.copies.get_mut(it.copy)
@@ -187,6 +190,12 @@ impl DiskLog {
                 self.statistics.store_bad_segments += 1;
                 continue;
             };
+            // Nothing of it is to be trusted, whatever an older description says.
+            let Some(last) = description.ranges.iter().next_back() else {
+                emptied.insert(number);
+                continue;
+            };
+            self.head = self.head.max(last.end);
             let base = number << SEGMENT_BITS;
             some.clear();
             some.extend(description.anchors.iter().map(|entry| {
@@ -197,8 +206,6 @@ impl DiskLog {
             if Some(number) == highest {
                 self.anchors.insert(number, description.anchors);
             }
-            let end = description.ranges.iter().next_back().map_or(0, |it| it.end);
-            self.head = self.head.max(end);
             // One that lies there is too old for the window.
             if let Some(segment) = self.segments.insert(number, it.slot) {
                 for range in description.ranges.iter() {

@@ -80,12 +80,12 @@ impl Segments {
     /// Gives a segment a slot. Of it nothing is there yet. Whatever was at its place is forgotten.
     pub fn insert(&mut self, number: u64, slot: u32) -> Option<&mut Segment> {
         let place = self.place(number);
+        let before = self.0.get(place)?.number;
+        before.and_then(|before| self.remove(before));
         let entry = self.0.get_mut(place)?;
         entry.number = Some(number);
         let segment = &mut entry.segment;
-        let mut ranges = core::mem::take(&mut segment.ranges);
-        ranges.clear();
-        ranges.shrink_to(RANGES);
+        let ranges = core::mem::take(&mut segment.ranges);
         *segment = Segment {
             slot,
             ranges,
@@ -105,6 +105,8 @@ impl Segments {
             return None;
         }
         entry.number = None;
+        entry.segment.ranges.clear();
+        entry.segment.ranges.shrink_to(RANGES);
         Some(entry.segment.slot)
     }
 
@@ -148,17 +150,19 @@ mod tests {
     #[test]
     fn only_a_segment_in_many_pieces_takes_memory_and_it_is_given_back() {
         let mut segments = Segments::new(2);
-        let mut fill = |number: u64, pieces: u64| {
+        let fill = |segments: &mut Segments, number: u64, pieces: u64| {
             let segment = segments.insert(number, 0).unwrap();
             for piece in 0..pieces {
                 segment.ranges.insert(2 * piece..2 * piece + 1);
             }
         };
-        let whole = allocation_counter::measure(|| (0..100).for_each(|number| fill(number, 4)));
+        let whole = allocation_counter::measure(|| {
+            (0..100).for_each(|number| fill(&mut segments, number, 4))
+        });
         assert_eq!(whole.count_total, 0);
         let crumbs = allocation_counter::measure(|| {
-            (0..100).for_each(|number| fill(number, 100));
-            (0..2).for_each(|number| fill(number, 1));
+            (0..100).for_each(|number| fill(&mut segments, number, 100));
+            (98..100).for_each(|number| assert!(segments.remove(number).is_some()));
         });
         assert!(crumbs.count_total > 0);
         assert_eq!(crumbs.bytes_current, 0);

@@ -101,3 +101,29 @@ fn a_decoder_waits_when_it_holds_as_much_as_its_end_wants() {
     );
     assert_eq!(flow.decoder.room(), 0);
 }
+
+/// While a block is fetched again, nothing is decoded: what comes meanwhile stays where it is, but for as much as is liked.
+#[test]
+fn a_decoder_that_waits_for_a_block_takes_no_more_than_its_end_wants() {
+    let (mut rng, mut world) = (Rng::new(6), World::new(16 << 20, 16 << 20, 6));
+    world.receiver.set_block_limit(LEAST_BLOCK);
+    greet(&mut rng, &mut world);
+    let old = noise(&mut rng, 100_000);
+    world.transfer(&mut rng, old.clone());
+    world.receiver.lose(0..100_000);
+    let more = noise(&mut rng, 500_000);
+    world.start([old, more].concat());
+    world.encode(0, 600_000, Flush::Yes);
+    let flow = &mut world.flows[0];
+    let wire: Vec<u8> = flow.wire.iter().copied().collect();
+    let mut taken = 0;
+    while flow.decoder.room() > 0 {
+        let piece = &wire[taken..][..flow.decoder.room().min(1000)];
+        taken += flow.decoder.push(&mut world.receiver, piece).unwrap();
+    }
+    assert!(flow.decoder.is_waiting());
+    assert!(taken < 2 * LEAST_BLOCK, "{taken} bytes");
+    flow.wire.drain(..taken);
+    // And then it goes on.
+    world.finish(&mut rng);
+}

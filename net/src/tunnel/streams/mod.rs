@@ -41,6 +41,14 @@ const MIN_SEND_BUFFER: usize = 2 << 10;
 const WORTHWHILE_ROOM: usize = 8 << 10;
 /// Bytes of buffers of either direction that are kept to be used again.
 const SPARE_BYTES: usize = 2 << 20;
+/// One that is full of what a flow may have under way at least.
+const LEAST_SPARE_BYTES: usize = 256 << 10;
+
+/// Of so much memory for buffers.
+fn spare_bytes(memory: u32) -> usize {
+    let eighth = usize::try_from(memory / 8).unwrap_or(usize::MAX);
+    eighth.clamp(LEAST_SPARE_BYTES, SPARE_BYTES)
+}
 
 /// Which queue a stream waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +194,8 @@ impl Streams {
             max_data_queued: false,
             max_streams_queued: false,
             events: VecDeque::new(),
-            send_spares: Spares::new(SPARE_BYTES.min(config.send_memory as usize / 8)),
-            receive_spares: Spares::new(SPARE_BYTES.min(config.receive_memory as usize / 8)),
+            send_spares: Spares::new(spare_bytes(config.send_memory)),
+            receive_spares: Spares::new(spare_bytes(config.receive_memory)),
             counters: StreamCounters::default(),
         };
         streams.set_window(0);

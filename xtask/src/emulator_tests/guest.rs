@@ -425,6 +425,15 @@ pub fn memory_is_bounded(trial: &mut Trial<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Bytes in use beside what connections have.
+///
+/// # Errors
+/// The box does not say.
+pub fn heap_in_use(machine: &TestBox) -> Result<u64> {
+    let connections = memory_of(machine, &["pool", "used"])?;
+    Ok(memory_of(machine, &["rest"])? - connections)
+}
+
 /// A number of the last status line's memory.
 fn memory_of(machine: &TestBox, path: &[&str]) -> Result<u64> {
     let found = machine.said(|said| memory(said, path));

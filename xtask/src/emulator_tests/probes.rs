@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::boxes::{Setup, TestBox, config_with_guest};
-use super::{Trial, pages};
+use super::{Trial, guest, pages};
 use crate::sharing::Sharing;
 
 /// Two vCPUs on two CPUs of a box of three. The first is left alone: FXRSTOR on another CPU, which the box executes wherever a vCPU begins to run,
@@ -276,9 +276,19 @@ pub fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
     machine.problem("triple fault")?;
     // It is started again, with back-off, and the rest goes on meanwhile.
     machine.console("starts again in 1 s")?;
-    machine.console("starts again in 2 s")?;
     machine.forwards()?;
     machine.answers_itself()?;
+    // What its machine had of the heap is given back each time.
+    let mut off = Vec::new();
+    for pause in ["starts again in 2 s", "starts again in 4 s"] {
+        machine.console(pause)?;
+        machine.goes_on(1)?;
+        off.push(guest::heap_in_use(&machine)?);
+    }
+    ensure!(
+        off[0] == off[1],
+        "{off:?} bytes are in use while the guest is off, the second and the third time"
+    );
     machine.goes_on(2)
 }
 

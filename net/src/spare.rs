@@ -54,10 +54,10 @@ impl<B: Buffer> Spares<B> {
         }
     }
 
-    /// Keeps buffers of at most so many bytes together from now on.
+    /// Keeps buffers of no more than so many bytes together from now on, and of no more than before.
     pub fn keep(&mut self, most: usize) {
-        self.most = most;
-        while self.held > most
+        self.most = self.most.min(most);
+        while self.held > self.most
             && let Some(spare) = self.free.pop()
         {
             self.held -= spare.capacity();
@@ -115,5 +115,8 @@ mod tests {
         }
         spares.keep(500);
         assert_eq!((spares.free.len(), spares.held), (1, 400));
+        spares.keep(5000);
+        spares.take_back(&mut Vec::with_capacity(400));
+        assert_eq!(spares.held, 400);
     }
 }

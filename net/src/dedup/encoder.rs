@@ -54,7 +54,7 @@ impl Room {
 
     /// Keeps no more than that of buffers that nobody needs now, in bytes.
     pub fn keep_spares(&mut self, bytes: usize) {
-        self.pending.keep(bytes.min(SPARE_BYTES));
+        self.pending.keep(bytes);
     }
 }
 

@@ -238,7 +238,7 @@ impl<S: Store> Receiver<S> {
 
     /// Keeps no more than that of buffers that decoders do not need now, in bytes.
     pub fn keep_spares(&mut self, bytes: usize) {
-        self.spares.keep(bytes.min(SPARE_BYTES));
+        self.spares.keep(bytes);
     }
 
     /// Asks the peer for blocks that stand for no more bytes than that, and has decoders hold no more than that before they wait.

@@ -1,7 +1,7 @@
 //! The sending side's dictionary: the log of what was sent, the anchor index over it, and the record of what the peer
 //! has confirmed. Encoders, one for each flow, work against it.
 
-mod limit;
+mod memory;
 mod pins;
 mod start;
 
@@ -12,7 +12,7 @@ use core::ops::Range;
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::Rng;
 
-use self::limit::BlockLimit;
+use self::memory::BlockLimit;
 use self::pins::Pins;
 use super::ControlError;
 use super::anchor::{AnchorIndex, Roller};
@@ -21,7 +21,7 @@ use super::digest::DigestKey;
 use super::encoder::Room;
 use super::ranges::RangeSet;
 use super::statistics::SenderStatistics;
-use super::store::{Log, Store, StoreMemory};
+use super::store::{Log, Store};
 use super::wire::{FlowId, Inbox, MAX_BLOCK, Message};
 use crate::store::StoreStatistics;
 
@@ -126,13 +126,6 @@ impl Sender<Log> {
     pub fn store_statistics(&self) -> StoreStatistics {
         self.store.statistics()
     }
-
-    /// What index and log have taken.
-    pub fn store_memory(&self) -> StoreMemory {
-        let mut memory = self.store.memory();
-        memory.index = self.anchors.memory();
-        memory
-    }
 }
 
 impl<S: Store> Sender<S> {
@@ -159,21 +152,6 @@ impl<S: Store> Sender<S> {
         }
         .emit(&mut greeting);
         self.greeting = Some(greeting);
-    }
-
-    /// Makes no blocks that stand for more bytes from now on, [`MAX_BLOCK`] at most and some 32 KiB at least; fewer if the peer has asked for fewer.
-    pub fn set_block_limit(&mut self, bytes: usize) {
-        self.block_limit.set_ours(bytes);
-    }
-
-    /// Keeps no more than that of buffers that encoders do not need now, in bytes.
-    pub fn keep_spares(&mut self, bytes: usize) {
-        self.room.keep_spares(bytes);
-    }
-
-    /// The most bytes that a block stands for now.
-    pub fn block_limit(&self) -> usize {
-        self.block_limit.get()
     }
 
     /// How hard blocks are searched for matches from now on.

@@ -186,7 +186,7 @@ impl Link {
     /// Keeps no more than that of buffers that coders do not need now, in bytes, but one of each sort.
     pub fn keep_spares(&mut self, bytes: usize) {
         let quarter = (bytes / 4).max(MAX_WIRE_BLOCK);
-        self.spares.keep(quarter.min(SPARE_BYTES));
+        self.spares.keep(quarter);
         self.sender.keep_spares(quarter);
         self.receiver.keep_spares(2 * quarter);
     }

@@ -14,7 +14,7 @@ use super::super::ranges::RangeSet;
 use super::super::statistics::SenderStatistics;
 use super::super::store::{Log, RingStore, Store};
 use super::super::wire::Inbox;
-use super::limit::BlockLimit;
+use super::memory::BlockLimit;
 use super::pins::Pins;
 use super::{Sender, SenderConfig};
 use crate::store::{Direction, Disk, DiskLog};

@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::hv::marks::median;
+
 /// One figure of a benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
@@ -19,7 +21,7 @@ pub struct Row {
     pub peer: Option<String>,
     /// The peer's figure.
     pub peer_value: Option<f64>,
-    /// `value / peer_value`.
+    /// `value / peer_value`; where both were measured side by side several times, the median of those times' ratios.
     pub ratio: Option<f64>,
     /// What must hold, in words; none for figures that are only reported.
     pub limit: Option<String>,
@@ -83,6 +85,16 @@ impl Row {
         self.peer_value = Some(peer_value);
         self.ratio = (peer_value != 0.0).then(|| self.value / peer_value);
         self
+    }
+
+    /// Of times when both were measured side by side, `(value, peer's)`: the medians of each, and of the ratios, in which what slowed both alike is not.
+    pub fn side_by_side(self, peer: impl Into<String>, pairs: &[(f64, f64)]) -> Row {
+        let of = |figure: fn(&(f64, f64)) -> f64| median(pairs.iter().map(figure));
+        let mut row = self.beside(peer, of(|(_, peer)| *peer).unwrap_or_default());
+        row.value = of(|(value, _)| *value).unwrap_or_default();
+        let measured = pairs.iter().filter(|(_, peer)| *peer != 0.0);
+        row.ratio = median(measured.map(|(value, peer)| value / peer));
+        row
     }
 
     /// The ratio to the peer's figure must keep to `limit`; without a peer's figure it does not.
@@ -195,6 +207,17 @@ mod tests {
         assert_eq!(beside.ratio, Some(0.5));
         assert!(beside.clone().limited_by_ratio(Limit::AtMost(0.5)).holds);
         assert!(!beside.limited_by_ratio(Limit::AtMost(0.4)).holds);
+    }
+
+    #[test]
+    fn what_slows_both_alike_is_not_in_the_ratio() {
+        let pairs = [(90.0, 100.0), (45.0, 50.0), (80.0, 100.0)];
+        let row = Row::new("x", "1/s", 0.0).side_by_side("y", &pairs);
+        assert_eq!((row.value, row.peer_value), (80.0, Some(100.0)));
+        assert_eq!(row.ratio, Some(0.9));
+        assert!(row.limited_by_ratio(Limit::AtLeast(0.9)).holds);
+        let none = Row::new("x", "1/s", 0.0).side_by_side("y", &[]);
+        assert!(!none.limited_by_ratio(Limit::AtLeast(0.0)).holds);
     }
 
     #[test]

@@ -7,8 +7,7 @@ use anyhow::Result;
 use outpost_hv::sched::sim::{Simulation, Work};
 use outpost_hv::sched::{CpuSet, Kind, Nice, Policy, TaskId, Tuning, place_guest};
 
-use super::probed::packets::Pair;
-use super::probed::{Stage, VCPUS, locks, shares};
+use super::probed::{Stage, VCPUS, latency as packet_latency, locks, shares};
 use super::report::{Limit, Report, Row};
 use crate::process::{self, Graceful};
 use crate::setup::{self, Group};
@@ -81,7 +80,7 @@ fn emulated(arguments: &Args, report: &mut Report) -> Result<()> {
     locks::rows(&stage, &names, arguments.rounds, report)?;
     for name in names {
         shares::rows(&stage, name, report)?;
-        Pair::start(&stage, name, 0)?.latency(report)?;
+        packet_latency::rows(&stage, name, 0, report)?;
     }
     Ok(())
 }

@@ -13,8 +13,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use outpost_config::Services;
 
-use super::probed::packets::{Pair, forwarding};
-use super::probed::{Stage, VCPUS, cost, locks, shares};
+use super::probed::{Stage, VCPUS, cost, forwarding, latency, locks, shares};
 use super::report::Report;
 use crate::image::{self, GuestFiles};
 use crate::process::{self, Graceful, Scratch};
@@ -234,14 +233,14 @@ fn scheduling(arguments: &Args, stage: &Stage, report: &mut Report) -> Result<()
     }
     if arguments.wants(Figure::Latency) {
         for policy in ["balance", "gang"] {
-            Pair::start(stage, policy, by_default)?.latency(report)?;
+            latency::rows(stage, policy, by_default, report)?;
         }
     }
     if arguments.wants(Figure::Spin) {
         for (services_nice, limited) in [(0, false), (by_default, true)] {
             // What is only shown is shown by one.
             let rounds = if limited { arguments.rounds } else { 1 };
-            forwarding(stage, "balance", services_nice, limited, rounds, report)?;
+            forwarding::rows(stage, "balance", services_nice, limited, rounds, report)?;
         }
     }
     Ok(())

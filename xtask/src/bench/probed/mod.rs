@@ -2,8 +2,11 @@
 //! serial ports in hand. Not the figures: those are in the modules below.
 
 pub mod cost;
+pub mod forwarding;
+mod in_turn;
+pub mod latency;
 pub mod locks;
-pub mod packets;
+mod packets;
 pub mod shares;
 
 use std::io::Write;

@@ -15,7 +15,7 @@ const FRAMES: usize = 250;
 const WINDOW: usize = 32;
 /// In bytes, without the check sequence.
 pub const LENGTH: usize = 1514;
-const SPAN: Duration = Duration::from_millis(1000);
+const SPAN: Duration = Duration::from_millis(300);
 /// A frame that has not come by then is lost.
 const LOST: Duration = Duration::from_secs(2);
 
@@ -108,7 +108,7 @@ pub fn latencies(machine: &mut ProbedBox, number: &mut usize) -> Result<Vec<f64>
     Ok(all)
 }
 
-/// How many frames go through in a second while [`WINDOW`] of them are always under way, measured for a second.
+/// How many frames go through in a second while [`WINDOW`] of them are always under way, measured for as long as a span lasts.
 ///
 /// # Errors
 /// The user interrupts.

@@ -1,4 +1,5 @@
-//! When a guest that stopped is started again: at once the first time, then after longer and longer waits while it keeps failing.
+//! When a guest that stopped is started again: at once when it reset itself or a person wants it back, else after a second, then after longer and longer waits
+//! while it keeps failing.
 
 use core::time::Duration;
 

@@ -12,7 +12,7 @@ mod pin;
 mod slot;
 mod writer;
 
-pub use digest::{Digest, DigestError};
+pub use digest::{Digest, DigestError, Hasher};
 pub use partition::{DISK_GUID, Guid, Partition};
 pub use pin::{Pin, PinBlock, PinBlockError, PinError, format_pins, parse_pins, write_pins};
 pub use slot::{

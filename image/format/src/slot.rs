@@ -347,7 +347,14 @@ impl Entry {
     /// # Errors
     /// [`SlotError::EntryDigest`], also for the wrong number of bytes.
     pub fn check(&self, bytes: &[u8]) -> Result<(), SlotError> {
-        let found = Digest::of(bytes);
+        self.check_digest(Digest::of(bytes))
+    }
+
+    /// The same, by what was found as the digest of its bytes.
+    ///
+    /// # Errors
+    /// As [`Entry::check`].
+    pub fn check_digest(&self, found: Digest) -> Result<(), SlotError> {
         if found == self.sha256 {
             Ok(())
         } else {

@@ -7,8 +7,8 @@ use alloc::string::{String, ToString};
 
 use outpost::disk::Extent;
 use outpost_image_format::{
-    Entry, HEADER_BYTES, Header, KERNEL, MAX_MANIFEST_BYTES, Manifest, Pin, PinBlock, RAMDISK,
-    SlotError, parse_pins,
+    Entry, HEADER_BYTES, Hasher, Header, KERNEL, MAX_MANIFEST_BYTES, Manifest, Pin, PinBlock,
+    RAMDISK, SlotError, parse_pins,
 };
 use uefi::boot::{self, AllocateType};
 use uefi::mem::memory_map::MemoryType;
@@ -35,6 +35,14 @@ pub struct GuestFiles {
     pin: Pin,
     kernel: File,
     ramdisk: Option<File>,
+}
+
+/// How far a check of the files has come.
+#[derive(Default)]
+pub struct Check {
+    file: usize,
+    offset: usize,
+    hasher: Hasher,
 }
 
 /// Reads the guest called `name`.
@@ -140,33 +148,42 @@ impl GuestFiles {
         (self.kernel().len() + self.ramdisk().len()) as u64
     }
 
-    /// Checks the files against the slot's manifest and against the digests that are built into this binary. A guest that
-    /// fails must not run.
+    /// Checks up to so many bytes more of the files, against the slot's manifest and against the digests that are built into this binary. True when all
+    /// are checked. A guest that fails must not run.
     ///
     /// # Errors
     /// In one line: which file, and the digests expected and found.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, check: &mut Check, most: usize) -> Result<bool, String> {
         let files = [
             (Some(&self.kernel), Some(self.pin.kernel)),
             (self.ramdisk.as_ref(), self.pin.ramdisk),
         ];
-        for (file, pinned) in files {
-            let Some(file) = file else {
-                continue;
-            };
+        let Some((file, pinned)) = files.get(check.file) else {
+            return Ok(true);
+        };
+        if let Some(file) = file {
+            let left = file.bytes.get(check.offset..).unwrap_or_default();
+            let piece = left.get(..most).unwrap_or(left);
+            check.hasher.update(piece);
+            check.offset += piece.len();
+            if piece.len() < left.len() {
+                return Ok(false);
+            }
+            let found = core::mem::take(&mut check.hasher).finish();
             file.entry
-                .check(file.bytes)
+                .check_digest(found)
                 .map_err(|error| error.to_string())?;
             // The manifest's digest is what was found.
-            if pinned != Some(file.entry.sha256) {
+            if *pinned != Some(found) {
                 return Err(format!(
-                    "the guest's {} is not the pinned one, so it does not run: SHA-256 expected {}, found {}",
+                    "the guest's {} is not the pinned one, so it does not run: SHA-256 expected {}, found {found}",
                     file.entry.name,
                     pinned.map_or_else(|| String::from("none"), |digest| digest.to_string()),
-                    file.entry.sha256
                 ));
             }
         }
-        Ok(())
+        check.file += 1;
+        check.offset = 0;
+        Ok(check.file == files.len())
     }
 }

@@ -19,7 +19,7 @@ use uefi::table::cfg::ConfigTableEntry;
 use uefi::{cstr16, runtime, system};
 
 pub use disk::BootDisk;
-pub use guest::GuestFiles;
+pub use guest::{Check as GuestCheck, GuestFiles};
 pub use image::sections;
 
 use disk::Prepared;

@@ -24,7 +24,7 @@ use spin::Mutex;
 
 use super::budget::Shares;
 use super::cpus::{self, Sharing, Turn};
-use crate::firmware::Findings;
+use crate::firmware::{Findings, GuestCheck};
 use crate::machine::cpu::{self, Path};
 use crate::machine::{clock, panic};
 use crate::output::{self, telemetry};
@@ -228,8 +228,8 @@ fn set_of(cpus: &[u8]) -> CpuSet {
 
 /// Where the keeper is.
 enum Stage {
-    /// The files are to be checked.
-    Check,
+    /// The files are to be checked; since when that is under way, in milliseconds.
+    Check { since: u64 },
     /// The memory is to be cleared, from this byte of this run on.
     Clear { run: usize, offset: u64 },
     /// Ready; waits for the word.
@@ -248,6 +248,7 @@ struct Keeper {
     material: Option<Material>,
     order: Option<Order>,
     policy: RestartPolicy,
+    check: GuestCheck,
     started_ns: u64,
     /// The power button was pressed, and is to be answered by then.
     answer_by_ns: Option<u64>,
@@ -255,17 +256,23 @@ struct Keeper {
 
 static KEEPER: Mutex<Option<Keeper>> = Mutex::new(None);
 
-/// How much memory is cleared at a time.
-const CLEAR_BYTES: u64 = 16 << 20;
+/// How long a piece of the keeper's work takes, in nanoseconds: the network waits for its end, where both have one CPU.
+const PIECE_NS: u64 = 100_000;
+/// Between two looks at the clock so much is checked, or cleared.
+const CHECK_BYTES: usize = 4 << 10;
+const CLEAR_BYTES: u64 = 64 << 10;
 
 /// One piece of the keeper's work.
 pub fn keep() -> Turn {
     let mut place = KEEPER.lock();
     let keeper = place.get_or_insert_with(|| Keeper {
-        stage: Stage::Check,
+        stage: Stage::Check {
+            since: clock::now_ms(),
+        },
         material: MATERIAL.lock().take(),
         order: None,
         policy: RestartPolicy::default(),
+        check: GuestCheck::default(),
         started_ns: 0,
         answer_by_ns: None,
     });
@@ -275,7 +282,7 @@ pub fn keep() -> Turn {
 impl Keeper {
     fn turn(&mut self) -> Turn {
         match self.stage {
-            Stage::Check => self.check(),
+            Stage::Check { since } => self.check(since),
             Stage::Clear { run, offset } => self.clear(run, offset),
             Stage::AwaitOrder => self.await_order(),
             Stage::Watch => self.watch(),
@@ -294,20 +301,25 @@ impl Keeper {
         }
     }
 
-    fn check(&mut self) -> Turn {
-        let started = clock::now_ms();
+    fn check(&mut self, since: u64) -> Turn {
         let Some(material) = &self.material else {
             // Why is known already, and said when the box is told to start it.
             self.stage = Stage::Off;
             return Turn::Idle(None);
         };
-        if let Err(why) = material.files.check() {
-            return self.give_up(&why);
+        let end = clock::now_ns() + PIECE_NS;
+        loop {
+            match material.files.check(&mut self.check, CHECK_BYTES) {
+                Ok(true) => break,
+                Ok(false) if clock::now_ns() < end => {}
+                Ok(false) => return Turn::Busy,
+                Err(why) => return self.give_up(&why),
+            }
         }
         log::info!(
             "guest: {} is the pinned one (checked in {} ms)",
             material.files.name,
-            clock::now_ms() - started
+            clock::now_ms() - since
         );
         self.stage = Stage::Clear { run: 0, offset: 0 };
         Turn::Busy
@@ -319,10 +331,14 @@ impl Keeper {
             self.stage = Stage::AwaitOrder;
             return Turn::Busy;
         };
-        let start = this.start + offset;
-        let end = this.end.min(start + CLEAR_BYTES);
-        clear(start, end);
-        self.stage = if end == this.end {
+        let mut start = this.start + offset;
+        let until = clock::now_ns() + PIECE_NS;
+        while start < this.end && clock::now_ns() < until {
+            let end = this.end.min(start + CLEAR_BYTES);
+            clear(start, end);
+            start = end;
+        }
+        self.stage = if start == this.end {
             Stage::Clear {
                 run: run + 1,
                 offset: 0,
@@ -330,7 +346,7 @@ impl Keeper {
         } else {
             Stage::Clear {
                 run,
-                offset: end - this.start,
+                offset: start - this.start,
             }
         };
         Turn::Busy

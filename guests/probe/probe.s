@@ -2,7 +2,7 @@
 #
 # Build, from the repository's root, with nothing but binutils:
 #
-#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s exits.s fpu.s mmio.s real.s route.s smp.s virtio.s wake.s work.s
+#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s exits.s fpu.s hello.s mmio.s paravirt.s real.s route.s smp.s virtio.s wake.s work.s
 #   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
 #
 # The first word of its command line chooses what it does (the second, if the first is none of these: QEMU puts a file name there):
@@ -14,6 +14,7 @@
 #   exit N          writes N to the debug-exit port
 #   triple-fault    crashes
 #   spin            loops with interrupts off on every CPU
+#   hang            the same, with the watchdog running
 #   silent          halts with interrupts off, before a word
 #   modules         says its whole command line and the modules it was given: text, length, sum of the bytes
 #   smp N           starts the other CPUs of N, sends them interrupts and NMIs, routes a pin of the I/O APIC to each, has them forget a page, starts one again; by
@@ -24,6 +25,7 @@
 #   debug SECONDS   every CPU keeps its own debug registers
 #   exits N         leaves the guest N times for each of some reasons, and says how far the TSC goes on for one
 #   nmi             an NMI that comes while another is handled waits for its end
+#   paravirt        uses what KVM's interface offers beside clock and steal time: PV EOI, PV IPI, a kick, polling control
 #   real            drops to real mode, takes an interrupt there, and comes back
 #   wake SECONDS    the first CPU wakes the second from HLT, again and again, by pairs of interrupts alone
 #   selfinit        sends INIT to itself
@@ -125,14 +127,6 @@ unknown_mode:
 # ---- modes -------------------------------------------------------------------------------------------------------------
 
         .globl  passed_or_failed
-mode_hello:
-        call    say_init
-        call    check_cpuid
-        call    check_timer
-        movl    $text_ready, %esi
-        call    print
-        jmp     passed_or_failed
-
 mode_triple_fault:
         call    say_init
         lidt    empty_idt
@@ -226,6 +220,13 @@ expect_equal:
         popl    %eax
 1:      ret
 
+        .globl  expect_unequal
+expect_unequal:
+        jne     1f
+        cmpl    %esp, %esi              # clears ZF
+        jmp     expect_equal
+1:      ret
+
 # The end of every mode that checks.
 passed_or_failed:
         movl    $text_prefix, %esi
@@ -254,115 +255,7 @@ say_init:
         popl    %esi
         ret
 
-# ---- what hello checks -------------------------------------------------------------------------------------------------
-
-check_cpuid:
-        movl    $0x40000000, %eax
-        cpuid
-        cmpl    $0x4b4d564b, %ebx       # "KVMK"
-        movl    $text_signature, %esi
-        call    expect_equal
-        cmpl    $0x564b4d56, %ecx       # "VMKV"
-        call    expect_equal
-        cmpl    $0x4d, %edx             # "M"
-        call    expect_equal
-        movl    $0x40000001, %eax
-        cpuid
-        andl    $0x01000008, %eax
-        cmpl    $0x01000008, %eax       # kvmclock, stable
-        movl    $text_clock, %esi
-        call    expect_equal
-        movl    $1, %eax
-        cpuid
-        movl    %ecx, %eax
-        andl    $0x80200000, %eax       # hypervisor, x2APIC
-        cmpl    $0x80200000, %eax
-        movl    $text_x2apic, %esi
-        call    expect_equal
-        testl   $0x1C000008, %ecx       # MONITOR, XSAVE, OSXSAVE, AVX
-        movl    $text_hidden, %esi
-        call    expect_equal
-        movl    $0x80000001, %eax
-        cpuid
-        testl   $4, %ecx                # SVM
-        movl    $text_hidden, %esi
-        call    expect_equal
-        movl    $0x80000007, %eax
-        cpuid
-        andl    $0x100, %edx
-        cmpl    $0x100, %edx            # invariant TSC
-        movl    $text_invariant, %esi
-        call    expect_equal
-        # Prefixes make an instruction longer; the next one must still be found.
-        xorl    %eax, %eax
-        .byte   0x66, 0x66
-        cpuid
-        testl   %eax, %eax
-        movl    $text_prefixed, %esi
-        call    expect_unequal
-        ret
-
-expect_unequal:
-        jne     1f
-        cmpl    %esp, %esi              # clears ZF
-        jmp     expect_equal
-1:      ret
-
-check_timer:
-        call    timer_on
-        # One-shot by count.
-        movl    $0, ticks
-        movl    $MSR_INITIAL_COUNT, %ecx
-        movl    $1000000, %eax
-        wrmsr
-        sti
-        hlt
-        cli
-        cmpl    $1, ticks
-        movl    $text_one_shot, %esi
-        call    expect_equal
-        # One-shot that comes while the guest computes with interrupts on, and one that comes while they are off.
-        movl    $MSR_INITIAL_COUNT, %ecx
-        movl    $1000000, %eax
-        wrmsr
-        sti
-1:      cmpl    $2, ticks
-        jne     1b
-        cli
-        movl    $MSR_INITIAL_COUNT, %ecx
-        movl    $200000, %eax
-        wrmsr
-2:      movl    $0x839, %ecx            # current count: until it has run down
-        rdmsr
-        testl   %eax, %eax
-        jnz     2b
-        cmpl    $2, ticks               # not while they are off
-        movl    $text_masked, %esi
-        call    expect_equal
-        sti
-        nop
-        nop
-        cli
-        cmpl    $3, ticks
-        movl    $text_window, %esi
-        call    expect_equal
-        # TSC deadline.
-        movl    $MSR_LVT_TIMER, %ecx
-        movl    $(0x40000 | TIMER_VECTOR), %eax
-        xorl    %edx, %edx
-        wrmsr
-        rdtsc
-        addl    $3000000, %eax
-        adcl    $0, %edx
-        movl    $MSR_TSC_DEADLINE, %ecx
-        wrmsr
-        sti
-        hlt
-        cli
-        cmpl    $4, ticks
-        movl    $text_deadline, %esi
-        call    expect_equal
-        ret
+# ---- the local APIC's timer ---------------------------------------------------------------------------------------------
 
         .globl  timer_on
 # x2APIC mode, with the timer one-shot and not yet set. Clears EDX.
@@ -534,6 +427,7 @@ modes:
         mode    "exit", mode_exit
         mode    "triple-fault", mode_triple_fault
         mode    "spin", mode_spin
+        mode    "hang", mode_hang
         mode    "silent", mode_silent
         mode    "modules", mode_modules
         mode    "smp", mode_smp
@@ -543,6 +437,7 @@ modes:
         mode    "debug", mode_debug
         mode    "exits", mode_exits
         mode    "nmi", mode_nmi
+        mode    "paravirt", mode_paravirt
         mode    "real", mode_real
         mode    "wake", mode_wake
         mode    "selfinit", mode_self_init
@@ -553,7 +448,6 @@ modes:
         .long   0
 
 text_init:      .asciz  "outpost-guest: init\n"
-text_ready:     .asciz  "outpost-guest: ready\n"
         .globl  text_prefix
 text_prefix:    .asciz  "probe: "
 text_passed:    .asciz  ": passed\n"
@@ -568,16 +462,6 @@ text_unknown_mode: .asciz "probe: unknown mode on the command line: FAILED\n"
 text_not_multiboot: .asciz "probe: not started by a multiboot loader with a command line: FAILED\n"
 text_exception: .asciz  "probe: unexpected exception or interrupt "
 text_at:        .asciz  ", next word on the stack "
-text_signature: .asciz  "hypervisor signature"
-text_clock:     .asciz  "stable clock"
-text_x2apic:    .asciz  "x2APIC and hypervisor bits"
-text_hidden:    .asciz  "features that should be hidden"
-text_invariant: .asciz  "invariant TSC"
-text_prefixed:  .asciz  "CPUID with prefixes"
-text_one_shot:  .asciz  "one-shot timer"
-text_masked:    .asciz  "interrupt while masked"
-text_window:    .asciz  "interrupt after unmasking"
-text_deadline:  .asciz  "TSC deadline timer"
 
         .align  8
 gdt:    .quad   0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF

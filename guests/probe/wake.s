@@ -29,6 +29,14 @@ mode_wake:
         call    print_decimal
         movl    $text_rounds, %esi
         call    print
+        pushl   %eax
+        movl    $longest_round, %ebx
+        xorl    %esi, %esi
+        call    to_us
+        call    print_decimal
+        movl    $text_longest, %esi
+        call    print
+        popl    %eax
         testl   %eax, %eax
         movl    $text_two_cpus, %esi
         call    expect_unequal
@@ -40,9 +48,21 @@ wake_work:
         ja      2f
         cmpl    $2, cpus
         jb      2f
-1:      call    wake_round
+1:      rdtsc
+        movl    %eax, round_began
+        movl    %edx, round_began + 4
+        call    wake_round
         incl    rounds
-        call    is_end
+        rdtsc
+        subl    round_began, %eax
+        sbbl    round_began + 4, %edx
+        cmpl    longest_round, %eax
+        movl    %edx, %ecx
+        sbbl    longest_round + 4, %ecx
+        jb      3f
+        movl    %eax, longest_round
+        movl    %edx, longest_round + 4
+3:      call    is_end
         jb      1b
         movl    $1, sleepers_end
         movl    records + (1 << CPU_SHIFT) + CPU_ID, %edx
@@ -96,11 +116,15 @@ wake_interrupt:
         iret
 
         .section .rodata
-text_rounds:    .asciz  " rounds\n"
+text_rounds:    .asciz  " rounds, the longest of "
+text_longest:   .asciz  " us\n"
 text_woken:     .asciz  "both interrupts came, and woke the CPU"
 text_two_cpus:  .asciz  "two CPUs"
 
         .bss
+        .balign 8
+round_began:    .quad   0
+longest_round:  .quad   0
 rounds:         .long   0
 gap:            .long   0
 seen_awake:     .long   0                       # interrupts that the second CPU knew of when it rested last

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::Trial;
 use super::boxes::{CONFIG, Setup, config_with_guest};
-use super::list::without_guest;
+use super::plain::without_guest;
 
 /// The box says what is wrong in its configuration, and bridges.
 fn wrong_config(trial: &mut Trial<'_>, config: String, parts: &[&str]) -> Result<()> {

@@ -91,7 +91,7 @@ impl Traffic {
     }
 }
 
-/// The power button shuts the guest down, the box says so; `restart` brings it back.
+/// The power button shuts the guest down, the box says so; `restart` brings it back, and its own reset starts it anew at once.
 pub fn power_button(trial: &mut Trial<'_>) -> Result<()> {
     let mut machine = serving(trial)?;
     machine.type_keys(b"shutdown\r")?;
@@ -103,10 +103,20 @@ pub fn power_button(trial: &mut Trial<'_>) -> Result<()> {
     machine.type_keys(b"shutdown\r")?;
     machine.console("the guest does not run")?;
     machine.type_keys(b"restart\r")?;
+    serves_again(&mut machine)?;
+    machine.forwards()?;
+    machine.type_keys(b"\x14\r")?;
+    machine.type_keys(b"reboot -f\r")?;
+    machine.type_keys(b"\x14")?;
+    machine.console("guest: the guest reset itself")?;
+    serves_again(&mut machine)?;
+    machine.forwards()
+}
+
+fn serves_again(machine: &mut TestBox) -> Result<()> {
     machine.wait_for("the guest to serve again", |said| {
         (said.guest() == Some("ready")).then_some(())
-    })?;
-    machine.forwards()
+    })
 }
 
 /// The box's own power button shuts the guest down and then switches the box off.
@@ -214,9 +224,7 @@ pub fn watchdog(trial: &mut Trial<'_>) -> Result<()> {
     machine.type_keys(b"killall watchdog; sleep 1; watchdog -T 3 -t 1000 /dev/watchdog\r")?;
     machine.problem(WHY)?;
     machine.guest("stopped: the guest hangs")?;
-    machine.wait_for("the guest to serve again", |said| {
-        (said.guest() == Some("ready")).then_some(())
-    })?;
+    serves_again(&mut machine)?;
     machine.type_keys(b"\x14")?;
     machine.console("guest: starts again in 1 s")?;
     machine.forwards()

@@ -1,15 +1,8 @@
-//! The list of tests. Each says what must be seen; what must not be seen is in [`super::boxes`].
+//! The list of tests. Each says in its function what must be seen; what must not be seen is in [`super::boxes`].
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use outpost_engine_bench::Figures;
-use outpost_image_format::{Digest, Partition, RAMDISK, Slot};
-
-use super::boxes::{CONFIG, Setup, TestBox, config_with_guest};
-use super::{Test, Trial, config, dmesg, frames, guest, once, pages, pair, probes, program, store};
-use crate::bench::engine as bench;
-use crate::image;
+use super::{Test, config, dmesg, guest, once, pages, pair, plain, probes, program, store};
 
 /// A boot and a little more.
 const SHORT: Duration = Duration::from_secs(180);
@@ -150,49 +143,49 @@ pub const ALL: &[Test] = &[
         name: "engine",
         about: "the dedup engine, built for the firmware, sends the same bytes as on the host",
         deadline: SHORT,
-        run: engine,
+        run: plain::engine,
     },
     Test {
         name: "forwarding",
         about: "boots, bridges both ways, answers ARP and ping",
         deadline: SHORT,
-        run: forwarding,
+        run: plain::forwarding,
     },
     Test {
         name: "partitions",
         about: "makes its partitions once, and keeps them",
         deadline: SHORT,
-        run: partitions,
+        run: plain::partitions,
     },
     Test {
         name: "wrong-digest",
         about: "a guest that is not the pinned one does not run",
         deadline: SHORT,
-        run: wrong_digest,
+        run: plain::wrong_digest,
     },
     Test {
         name: "damaged-guest",
         about: "a guest file with a flipped bit does not run",
         deadline: SHORT,
-        run: damaged_guest,
+        run: plain::damaged_guest,
     },
     Test {
         name: "cut-short",
         about: "an image cut short still forwards",
         deadline: SHORT,
-        run: cut_short,
+        run: plain::cut_short,
     },
     Test {
         name: "no-svm",
         about: "without virtualisation it still forwards",
         deadline: SHORT,
-        run: no_svm,
+        run: plain::no_svm,
     },
     Test {
         name: "one-nic",
         about: "with one network port it still runs the guest",
         deadline: SHORT,
-        run: one_nic,
+        run: plain::one_nic,
     },
     Test {
         name: "config-unknown-key",
@@ -216,7 +209,7 @@ pub const ALL: &[Test] = &[
         name: "noise",
         about: "malformed frames on both sides do no harm",
         deadline: SHORT,
-        run: noise,
+        run: plain::noise,
     },
     Test {
         name: "probe-hello",
@@ -309,6 +302,12 @@ pub const ALL: &[Test] = &[
         run: |trial| probes::probe_passes(trial, "nmi"),
     },
     Test {
+        name: "probe-paravirt",
+        about: "PV EOI spares each write of an end, an interrupt and a kick go by hypercall, polling control is kept",
+        deadline: SHORT,
+        run: |trial| probes::probe_passes(trial, "paravirt"),
+    },
+    Test {
         name: "probe-real",
         about: "a guest drops to real mode, takes an interrupt there, and comes back",
         deadline: SHORT,
@@ -318,7 +317,7 @@ pub const ALL: &[Test] = &[
         name: "probe-wake",
         about: "no interrupt that wakes a halted vCPU is lost",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "wake 15", "vcpus = 2\n"),
+        run: |trial| probes::probe_passes_on_two(trial, "wake 15"),
     },
     Test {
         name: "probe-apicmove",
@@ -361,7 +360,7 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "probe-spin-2",
-        about: "two vCPUs that spin with interrupts off take nothing from the network",
+        about: "two vCPUs that spin with interrupts off take nothing from the network, and `restart` ends them",
         deadline: SHORT,
         run: probes::probe_spin_all,
     },
@@ -414,6 +413,18 @@ pub const ALL: &[Test] = &[
         run: probes::probe_triple_fault,
     },
     Test {
+        name: "probe-hang",
+        about: "two vCPUs that hang with interrupts off are ended by the watchdog and start again",
+        deadline: SHORT,
+        run: probes::probe_hang,
+    },
+    Test {
+        name: "probe-gibibyte",
+        about: "a guest's memory of 1 GiB is one page where the box's memory allows it",
+        deadline: SHORT,
+        run: probes::probe_gibibyte,
+    },
+    Test {
         name: "probe-spin",
         about: "a guest that spins with interrupts off takes nothing from the network",
         deadline: SHORT,
@@ -426,163 +437,3 @@ pub const ALL: &[Test] = &[
         run: probes::probe_silent,
     },
 ];
-
-/// What the benchmark measures at length (`cargo xtask bench engine`), with a small pair.
-fn engine(trial: &mut Trial<'_>) -> Result<()> {
-    let (old, new) = bench::generated(1, 256 * 1024);
-    let here = bench::Machine::build()?.measure(&old, &new, &trial.folder)?;
-    let host = bench::on_host(&old, &new)?;
-    let bytes = |all: &[Figures]| -> Vec<_> {
-        all.iter()
-            .map(|it| (it.case, it.bytes, it.line, it.back))
-            .collect()
-    };
-    ensure!(
-        bytes(&here.cases) == bytes(&host),
-        "the engine in the emulator and on the host differ: {:?} and {host:?}",
-        here.cases
-    );
-    ensure!(
-        here.cases
-            .iter()
-            .all(|it| it.encoding > 0 && it.decoding > 0),
-        "no instructions were counted: {:?}",
-        here.cases
-    );
-    Ok(())
-}
-
-fn forwarding(trial: &mut Trial<'_>) -> Result<()> {
-    let mut machine = Setup::new(CONFIG).start(trial)?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(2)?;
-    let order = ["start", "firmware-left", "cpus", "devices", "forwarding"];
-    let times = machine.said(|said| order.map(|name| said.milestone(name)));
-    ensure!(
-        times.iter().all(Option::is_some) && times.is_sorted(),
-        "the milestones are not in order: {order:?} at {times:?} ms"
-    );
-    machine.guest("off")
-}
-
-fn partitions(trial: &mut Trial<'_>) -> Result<()> {
-    let mut first = Setup::new(CONFIG).start(trial)?;
-    first.console("disk: made partitions")?;
-    first.milestone("forwarding")?;
-    let disk = first.unplug();
-    let made = image::contents(&disk)?;
-    for partition in [Partition::Guest, Partition::Store] {
-        let found = made.iter().find(|item| item.what == partition.label());
-        ensure!(
-            found.is_some_and(|item| item.bytes > 0),
-            "the disk has no partition {} after the first boot",
-            partition.label()
-        );
-    }
-    let mut second = Setup::new(CONFIG).start_from(trial, disk, "again")?;
-    second.milestone("forwarding")?;
-    ensure!(
-        second.said(|said| !said
-            .console
-            .iter()
-            .any(|line| line.contains("made partitions"))),
-        "the second boot made partitions again"
-    );
-    Ok(())
-}
-
-/// The box goes on without the guest.
-pub fn without_guest(mut machine: TestBox, problem: &str) -> Result<()> {
-    machine.problem(problem)?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(1)?;
-    ensure!(
-        machine.said(|said| said.milestone("guest-started").is_none()),
-        "the guest was started all the same"
-    );
-    Ok(())
-}
-
-fn wrong_digest(trial: &mut Trial<'_>) -> Result<()> {
-    // Whole in itself, but another kernel than the one pinned.
-    let mut guest = trial.stage.probe("hello");
-    guest.kernel.push(0);
-    let mut setup = Setup::new(config_with_guest("probe", ""));
-    setup.slot = Some(guest.slot()?);
-    setup.problems = vec!["is not the pinned one".into()];
-    let machine = setup.start(trial)?;
-    without_guest(machine, &Digest::of(&guest.kernel).to_string())
-}
-
-fn damaged_guest(trial: &mut Trial<'_>) -> Result<()> {
-    let mut slot = trial.stage.directory.slot()?;
-    let entry = Slot::parse(&slot)?.manifest().entry(RAMDISK)?.clone();
-    let at = usize::try_from(entry.offset + entry.length / 2)?;
-    *slot
-        .get_mut(at)
-        .context("the slot is shorter than its manifest says")? ^= 0x40;
-    let mut setup = Setup::new(config_with_guest("directory", ""));
-    setup.slot = Some(slot);
-    setup.problems = vec!["ramdisk is damaged".into()];
-    let machine = setup.start(trial)?;
-    without_guest(machine, "SHA-256")
-}
-
-fn cut_short(trial: &mut Trial<'_>) -> Result<()> {
-    let slot = trial.stage.directory.slot()?;
-    let mut setup = Setup::new(config_with_guest("directory", ""));
-    setup.slot = Some(slot);
-    // In the middle of slot A, as when a copy was broken off.
-    setup.cut = Some(50 << 20);
-    setup.problems = vec![
-        "guest:".into(),
-        "disk".into(),
-        "partition".into(),
-        "slot".into(),
-    ];
-    let mut machine = setup.start(trial)?;
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.problem("cut short")?;
-    machine.guest("stopped")
-}
-
-fn no_svm(trial: &mut Trial<'_>) -> Result<()> {
-    let mut setup = Setup::new(config_with_guest("probe", ""));
-    setup.slot = Some(trial.stage.probe("hello").slot()?);
-    setup.cpu_features = vec!["svm=off".into()];
-    setup.problems = vec!["no virtualisation extension".into()];
-    let machine = setup.start(trial)?;
-    without_guest(machine, "no virtualisation extension")
-}
-
-fn one_nic(trial: &mut Trial<'_>) -> Result<()> {
-    let mut setup = Setup::new(config_with_guest("probe", "debug_exit = true\n"));
-    setup.slot = Some(trial.stage.probe("hello").slot()?);
-    setup.nics = 1;
-    setup.problems = vec!["only one network port".into()];
-    let mut machine = setup.start(trial)?;
-    machine.problem("only one network port")?;
-    machine.console("probe: hello: passed")?;
-    machine.answers_itself()
-}
-
-fn noise(trial: &mut Trial<'_>) -> Result<()> {
-    let peer = "\n[[peer]]\nname = \"head-office\"\npublic_key = \"AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
-                endpoint = \"10.77.2.1:3301\"\nprefixes = [\"10.77.2.0/24\"]\n";
-    let mut machine = Setup::new(format!("{CONFIG}{peer}")).start(trial)?;
-    machine.forwards()?;
-    for (index, frame) in frames::malformed().iter().enumerate() {
-        machine.lan.send(frame);
-        machine.wan.send(frame);
-        if index % 64 == 0 {
-            // So that the box has read what came before, and its rings do not just overflow.
-            machine.answers_itself()?;
-        }
-    }
-    machine.forwards()?;
-    machine.answers_itself()?;
-    machine.goes_on(2)
-}

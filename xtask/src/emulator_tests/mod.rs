@@ -10,6 +10,7 @@ mod list;
 mod once;
 mod pages;
 mod pair;
+mod plain;
 mod probes;
 mod program;
 mod station;

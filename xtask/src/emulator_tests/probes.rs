@@ -146,8 +146,11 @@ pub fn probe_self_init(trial: &mut Trial<'_>) -> Result<()> {
     // The second vCPU was never started: it cannot start the first one.
     let mut machine = probe_on(trial, CPUS_FOR_TWO, "selfinit", TWO, &[WHY])?;
     machine.problem(WHY)?;
+    machine.console("starts again in 1 s")?;
     machine.forwards()?;
-    machine.answers_itself()
+    machine.answers_itself()?;
+    machine.console("starts again in 2 s")?;
+    Ok(())
 }
 
 pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
@@ -163,6 +166,46 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
         let mut new = said.console.iter().skip(before);
         new.find(|line| line.contains("restart")).map(|_| ())
     })?;
+    machine.forwards()?;
+    // And ends them.
+    machine.type_keys(b"restart\r")?;
+    says_again(&mut machine, "2 CPUs spinning with interrupts off")?;
+    machine.forwards()
+}
+
+/// The guest says this a second time.
+fn says_again(machine: &mut TestBox, part: &str) -> Result<()> {
+    machine.wait_for(&format!("{part:?} again"), |said| {
+        let lines = said.console.iter();
+        (lines.filter(|line| line.contains(part)).count() > 1).then_some(())
+    })
+}
+
+/// What a guest that hangs has against it: its watchdog.
+pub fn probe_hang(trial: &mut Trial<'_>) -> Result<()> {
+    const WHY: &str = "it has not answered its watchdog for 2 s";
+    const HANGS: &str = "2 CPUs spinning with interrupts off";
+    let mut machine = probe_on(trial, CPUS_FOR_TWO, "hang", TWO, &[WHY])?;
+    machine.console(HANGS)?;
+    machine.forwards()?;
+    machine.problem(WHY)?;
+    machine.console("starts again in 1 s")?;
+    says_again(&mut machine, HANGS)?;
+    machine.console("starts again in 2 s")?;
+    machine.forwards()?;
+    machine.answers_itself()
+}
+
+/// A gibibyte that begins at a multiple of one in the box's memory, which then has one page of that size, and two tables.
+pub fn probe_gibibyte(trial: &mut Trial<'_>) -> Result<()> {
+    let keys = "debug_exit = true\nmemory = \"1G\"\n";
+    let mut setup = Setup::new(config_with_guest("probe", keys));
+    setup.slot = Some(trial.stage.probe("hello").slot()?);
+    setup.memory_mib = 2560;
+    let mut machine = setup.start(trial)?;
+    machine.console("1024 MiB in 1 pages of 1 GiB and 0 of 2 MiB")?;
+    machine.console("probe: hello: passed")?;
+    machine.guest(&status(0))?;
     machine.forwards()
 }
 
@@ -293,11 +336,14 @@ pub fn probe_triple_fault(trial: &mut Trial<'_>) -> Result<()> {
 }
 
 pub fn probe_spin(trial: &mut Trial<'_>) -> Result<()> {
+    const SPINS: &str = "spinning with interrupts off";
     let mut machine = probe(trial, "spin", &[])?;
-    machine.console("spinning with interrupts off")?;
+    machine.console(SPINS)?;
     machine.forwards()?;
     machine.answers_itself()?;
     machine.goes_on(3)?;
+    machine.type_keys(b"restart\r")?;
+    says_again(&mut machine, SPINS)?;
     machine.forwards()
 }
 

@@ -367,7 +367,7 @@ pub trait Vcpu {
     /// A copy of the system registers.
     fn system(&self) -> System;
 
-    /// Replaces the system registers.
+    /// Replaces the system registers. Where that changes how the guest's addresses are translated, it is a [`Vcpu::flush`] as well.
     fn set_system(&mut self, system: &System);
 
     /// Address of the next instruction, if the CPU told it for the last exit.

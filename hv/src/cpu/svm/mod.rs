@@ -17,6 +17,7 @@ use core::arch::x86_64::{__cpuid, CpuidResult};
 use core::fmt;
 use detect::Capabilities;
 use nmi::Nmi;
+use tlb::Translations;
 use vmcb::{Vmcb, event, first, second, virtual_interrupt};
 
 pub mod check;
@@ -24,6 +25,7 @@ pub mod detect;
 mod exits;
 mod instructions;
 mod nmi;
+mod tlb;
 pub mod vmcb;
 
 /// MSRs that the guest reads and writes without an exit: VMSAVE and VMLOAD exchange exactly these (APM vol. 2, 15.5.2), so a
@@ -94,10 +96,7 @@ pub struct SvmVcpu {
     breakpoints: [u64; 4],
     nmi: Nmi,
     bound: bool,
-    /// The CPU that ran it last: only there may be translations of it, and they are good.
-    last_cpu: Option<usize>,
-    /// The one that ran it before that, for evidence.
-    cpu_before: Option<usize>,
+    translations: Translations,
     /// State was changed in a way that may break a rule of VMRUN.
     unchecked: bool,
     /// What the CPU was given, to be told from what a refused entry leaves.
@@ -106,7 +105,7 @@ pub struct SvmVcpu {
     host_area: Box<Pages<4096>>,
     host_save: Box<Pages<4096>>,
     /// Kept alive for the addresses in the VMCB.
-    guest: Arc<SvmGuest>,
+    _guest: Arc<SvmGuest>,
 }
 
 /// Why there can be no vCPU.
@@ -145,7 +144,7 @@ impl SvmGuest {
     }
 
     fn new(capabilities: Capabilities, nested: NestedTables, needed: FlushNeeded) -> Self {
-        // No vCPU has been on any CPU, and each flushes where it has not been.
+        // No vCPU has been on any CPU, and each flushes where it has not been (`tlb`). Nothing changes the tables once there is one.
         needed.discharge();
         let mut msrpm = Box::new(Pages([0xFF; 8192]));
         for msr in DIRECT_MSRS {
@@ -234,12 +233,11 @@ impl SvmVcpu {
             breakpoints: [0; 4],
             nmi: Nmi::Open,
             bound: false,
-            last_cpu: None,
-            cpu_before: None,
+            translations: Translations::new(!guest.has_asids()),
             unchecked: true,
             host_area: Box::new(Pages([0; 4096])),
             host_save: Box::new(Pages([0; 4096])),
-            guest: Arc::clone(guest),
+            _guest: Arc::clone(guest),
         }
     }
 
@@ -260,6 +258,18 @@ impl SvmVcpu {
         self.registers.set(Gpr::Rsp, save.rsp);
         self.registers.rip = save.rip;
         self.registers.rflags = save.rflags;
+    }
+
+    /// Takes over what #VMEXIT has left in the VMCB, and back what VMRUN was asked for and has done.
+    fn after_exit(&mut self) {
+        self.store_registers();
+        let control = &mut self.vmcb.control;
+        tlb::end_flush(control);
+        control.event = exits::to_deliver_again(control.exit_int_info);
+        if control.event & event::VALID != 0 {
+            control.shadow &= !1;
+        }
+        self.nmi.look(self.registers.rip, control);
     }
 }
 
@@ -287,13 +297,7 @@ impl Vcpu for SvmVcpu {
             instructions::write_breakpoints(self.breakpoints);
             self.fpu.load();
         }
-        // Elsewhere the guest may have changed translations that this CPU remembers; with an ASID for two, they may be the other's.
-        if self.last_cpu != Some(cpu) || !self.guest.has_asids() {
-            self.flush();
-        }
-        if self.last_cpu != Some(cpu) {
-            self.cpu_before = self.last_cpu.replace(cpu);
-        }
+        self.translations.come_to(cpu, &mut self.vmcb.control);
         self.bound = true;
         Ok(())
     }
@@ -338,14 +342,7 @@ impl Vcpu for SvmVcpu {
             // SAFETY: bound, so CPL 0, and out of the guest.
             unsafe { instructions::rewrite_cr8() };
         }
-        self.store_registers();
-        let control = &mut self.vmcb.control;
-        control.tlb_control = 0;
-        control.event = exits::to_deliver_again(control.exit_int_info);
-        if control.event & event::VALID != 0 {
-            control.shadow &= !1;
-        }
-        self.nmi.look(self.registers.rip, &mut self.vmcb.control);
+        self.after_exit();
         let mut exit = exits::decode(&self.vmcb);
         if exit == Exit::BadState(Refusal::Cpu(None)) {
             let rule = entered.broken_rule(&self.vmcb, self.capabilities.limits);
@@ -409,6 +406,11 @@ impl Vcpu for SvmVcpu {
     }
 
     fn set_system(&mut self, system: &System) {
+        if self.system().paging() != system.paging() {
+            // INIT, or a write of EFER. A CPU flushes by itself when its paging mode changes, but not when VMRUN loads another one (APM vol. 2, 15.16,
+            // "Software Rule").
+            self.flush();
+        }
         let save = &mut self.vmcb.save;
         save.cs = system.cs;
         save.ss = system.ss;
@@ -496,7 +498,7 @@ impl Vcpu for SvmVcpu {
     }
 
     fn flush(&mut self) {
-        self.vmcb.control.tlb_control = 1;
+        tlb::request_flush(&mut self.vmcb.control);
     }
 
     fn tsc_offset(&self) -> u64 {
@@ -529,7 +531,7 @@ impl Vcpu for SvmVcpu {
         // SAFETY: bound, so CPL 0.
         let is_hosts = self.bound && save.cr3 == unsafe { instructions::read_cr3() };
         Place {
-            cpus: [self.last_cpu, self.cpu_before],
+            cpus: self.translations.cpus(),
             control: core::ptr::from_ref(&*self.vmcb).expose_provenance() as u64,
             save: self.host_save.address(),
             cpu_save,

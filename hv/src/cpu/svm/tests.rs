@@ -4,19 +4,23 @@ use super::*;
 use check::Limits;
 
 fn vcpu() -> SvmVcpu {
+    vcpus(1, 16).pop().unwrap()
+}
+
+/// The vCPUs of a guest on CPUs with `asids` address space identifiers, the host's included.
+pub fn vcpus(count: usize, asids: u32) -> Vec<SvmVcpu> {
     let memory = GuestMemory::allocate(2 << 20).unwrap();
     let (nested, needed) = NestedTables::of(&memory, true).unwrap();
     let limits = Limits {
         physical_bits: 52,
-        asids: 16,
+        asids,
     };
     let capabilities = Capabilities {
         limits,
         next_rip: false,
         gigabyte_pages: true,
     };
-    let guest = SvmGuest::new(capabilities, nested, needed);
-    guest.vcpus(1).pop().unwrap()
+    SvmGuest::new(capabilities, nested, needed).vcpus(count)
 }
 
 #[test]
@@ -42,7 +46,7 @@ fn its_place_is_that_of_its_pages() {
     assert_eq!((place.cpus, place.cpu_save), ([None, None], None));
     assert_eq!(place.control % 4096, 0);
     assert_eq!(place.save, vcpu.host_save.address());
-    assert_eq!(place.nested, (true, vcpu.guest.nested.root()));
+    assert_eq!(place.nested, (true, vcpu._guest.nested.root()));
     assert!(!place.is_hosts);
     let enter = instructions::enter as *const () as u64;
     assert!(instructions::is_in_enter(enter + 0x60));

@@ -42,7 +42,7 @@ pub struct Control {
     pub tsc_offset: u64,
     /// Address space identifier; zero is the host's.
     pub asid: u32,
-    /// 0: nothing, 1: flush all of the TLB.
+    /// One of [`tlb_control`]. The CPU leaves it as it is.
     pub tlb_control: u32,
     /// Bits of [`virtual_interrupt`].
     pub virtual_interrupt: u64,
@@ -275,6 +275,14 @@ pub mod second {
     pub const MWAIT_ARMED: u32 = 1 << 12;
     pub const XSETBV: u32 = 1 << 13;
     pub const RDPRU: u32 = 1 << 14;
+}
+
+/// Values of [`Control::tlb_control`] (APM vol. 2, table 15-9), of which every CPU has these.
+pub mod tlb_control {
+    /// VMRUN flushes nothing.
+    pub const DO_NOT_FLUSH: u32 = 0;
+    /// VMRUN flushes all entries of all ASIDs, global ones too.
+    pub const FLUSH_ALL: u32 = 1;
 }
 
 /// Bits of [`Control::virtual_interrupt`] (offset 060h).

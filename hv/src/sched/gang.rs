@@ -2,6 +2,9 @@
 //! services have the CPUs, until on each of them they have had what their weights give them; a CPU without a service idles
 //! meanwhile, which is the price and is counted.
 
+#[cfg(test)]
+mod tests;
+
 use super::statistics::GangStatistics;
 use super::{CpuSet, Decision, Kind, Scheduler, TaskId};
 
@@ -18,10 +21,12 @@ pub(super) struct Gang {
 pub(super) struct Slot {
     started: u64,
     ends: u64,
-    /// CPUs that have come.
-    came: CpuSet,
-    /// Since when a service keeps one of them from its vCPU.
-    kept: Option<(usize, u64)>,
+    /// CPUs that were called when it began and have not come yet.
+    awaited: CpuSet,
+    /// CPUs that services keep from their vCPUs.
+    kept: CpuSet,
+    /// Since when there are any.
+    kept_since: u64,
 }
 
 /// The least time that a service gets between slots, so that slots are not opened by the nanosecond.
@@ -133,8 +138,9 @@ impl Scheduler {
         self.gang.slot = Some(Slot {
             started: now,
             ends: now + self.tuning.slice_ns,
-            came: CpuSet::default(),
-            kept: None,
+            awaited: members,
+            kept: CpuSet::default(),
+            kept_since: now,
         });
         // What the gang made a vCPU wait is not all made good: its services would pay for it later.
         let owed = self.tuning.slice_ns * MOST_OWED_SLICES;
@@ -174,15 +180,14 @@ impl Scheduler {
             matches!((task(*service), task(vcpu)), (Some(service), Some(vcpu)) if vcpu.ahead_of(service) > 0)
         });
         if let Some(service) = urgent {
-            let since = match slot.kept {
-                Some((kept, since)) if kept == cpu => since,
-                _ => now,
-            };
-            let enough = since + self.tuning.patience_ns;
+            if slot.kept.is_empty() {
+                slot.kept_since = now;
+            }
+            let enough = slot.kept_since + self.tuning.patience_ns;
             if now >= enough {
                 return None;
             }
-            slot.kept = Some((cpu, since));
+            slot.kept = slot.kept.with(CpuSet::only(cpu));
             self.gang.slot = Some(slot);
             self.run(cpu, Some(service), now);
             return Some(Decision {
@@ -191,16 +196,14 @@ impl Scheduler {
                 kick: CpuSet::default(),
             });
         }
-        if slot.kept.is_some_and(|(kept, _)| kept == cpu) {
-            slot.kept = None;
-        }
-        if !slot.came.has(cpu) {
+        slot.kept = slot.kept.without(CpuSet::only(cpu));
+        if slot.awaited.has(cpu) {
             let skew = now.saturating_sub(slot.started);
             let statistics = &mut self.gang.statistics;
             statistics.skew_ns += skew;
             statistics.longest_skew_ns = statistics.longest_skew_ns.max(skew);
             statistics.missed += u64::from(skew > self.tuning.rendezvous_ns);
-            slot.came = slot.came.with(CpuSet::only(cpu));
+            slot.awaited = slot.awaited.without(CpuSet::only(cpu));
         }
         self.gang.slot = Some(slot);
         self.run(cpu, Some(vcpu), now);
@@ -218,18 +221,14 @@ impl Scheduler {
                 let handicap = service
                     .had
                     .after(self.tuning.wake_ns, service.weight.max(1_024));
-                // One that has waited since before the slot began takes part in the slots' turns, not in this.
+                // One that woke before the slot began takes part in the slots' turns, not in this.
                 service.is_waiting()
                     && vcpu.had.ahead_of(handicap) > 0
-                    && self.woke_in_slot(service)
+                    && self
+                        .gang
+                        .slot
+                        .is_some_and(|slot| service.woke > slot.started)
             }
-            _ => false,
-        }
-    }
-
-    fn woke_in_slot(&self, task: &super::Task) -> bool {
-        match (task.state, self.gang.slot) {
-            (super::State::Waiting(since), Some(slot)) => since > slot.started,
             _ => false,
         }
     }

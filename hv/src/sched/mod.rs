@@ -125,7 +125,7 @@ pub struct Tuning {
     pub service_sleeper_ns: u64,
     /// Within what time the vCPUs of a gang should be together. Later ones count as missed; the slot goes on without them.
     pub rendezvous_ns: u64,
-    /// How long a service may keep one vCPU of a gang off its CPU before the others stop as well.
+    /// How long services may keep vCPUs of a gang off their CPUs before the others stop as well.
     pub patience_ns: u64,
 }
 
@@ -170,6 +170,8 @@ struct Task {
     /// Where it runs, waits, or was last.
     cpu: usize,
     had: VirtualTime,
+    /// When it last woke.
+    woke: u64,
     statistics: TaskStatistics,
 }
 
@@ -239,6 +241,7 @@ impl Scheduler {
                 .cpus
                 .get(cpu)
                 .map_or(VirtualTime::default(), |cpu| cpu.floor),
+            woke: 0,
             statistics: TaskStatistics::default(),
         });
         id
@@ -295,6 +298,7 @@ impl Scheduler {
                 .had
                 .max(floor.before(sleeper_ns, task.weight.max(1_024)));
             task.state = State::Waiting(since);
+            task.woke = since;
             task.statistics.wakes += 1;
         }
         let mut kick = self.gang_changed(id);

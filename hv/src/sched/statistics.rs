@@ -22,13 +22,13 @@ pub struct TaskStatistics {
 pub struct GangStatistics {
     /// Slots begun: times at which all runnable vCPUs were called at once.
     pub slots: u64,
-    /// Sum over all slots of the nanoseconds between the first vCPU's start and each other's.
+    /// Sum over all slots of the nanoseconds between the first vCPU's start and that of each other one that was called.
     pub skew_ns: u64,
     /// The longest such time.
     pub longest_skew_ns: u64,
-    /// vCPUs that came later than the bound of the rendezvous: the slot went on without them.
+    /// vCPUs that came later than the bound of the rendezvous: until then the slot went on without them.
     pub missed: u64,
-    /// Slots ended early, because a service kept a vCPU's CPU for longer than the others should wait.
+    /// Slots ended early, because services kept vCPUs' CPUs for longer than the others should go on without them.
     pub broken: u64,
     /// Nanoseconds in which a CPU idled though one of its vCPUs could have run, but not the whole gang.
     #[serde(rename = "idle_ns")]

@@ -186,7 +186,7 @@ pub fn more_metrics(driver: Option<Rc<RefCell<Disk>>>) -> MoreMetrics {
         for (what, bytes) in [("index", memory.index), ("rest", memory.rest)] {
             out.gauge(
                 "outpost_memory_bytes",
-                "Memory that the box uses beside the guest: the dictionary's index, and the rest.",
+                "Memory that the box uses beside the guest and its files: the dictionary's index, and the rest.",
                 &[("what", &what)],
                 bytes,
             );

@@ -21,7 +21,7 @@
 #                   xAPIC, then by x2APIC
 #   lock SECONDS    every CPU takes one spin lock again and again; says what was burnt waiting for a holder that had no CPU
 #   burn SECONDS    every CPU computes; says how much of the time each one had
-#   fxrstor SECONDS every CPU loads its x87 and SSE registers and leaves the guest, again and again
+#   fxrstor SECONDS every CPU loads its x87 and SSE registers and leaves the guest, again and again, and keeps its own
 #   debug SECONDS   every CPU keeps its own debug registers
 #   exits N         leaves the guest N times for each of some reasons, and says how far the TSC goes on for one
 #   nmi             an NMI that comes while another is handled waits for its end

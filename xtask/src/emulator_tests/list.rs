@@ -285,9 +285,15 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "probe-fxrstor",
-        about: "2 vCPUs in a box of 2 CPUs that load x87 state all the time keep their state",
+        about: "2 vCPUs in a box of 2 CPUs, that is on one, load x87 and SSE registers all the time and keep their own",
         deadline: SHORT,
-        run: |trial| probes::probe_passes_with(trial, "fxrstor 5", "vcpus = 2\n"),
+        run: |trial| probes::probe_fxrstor(trial, 2),
+    },
+    Test {
+        name: "probe-fxrstor-moves",
+        about: "3 vCPUs that move between 2 CPUs do the same",
+        deadline: SHORT,
+        run: |trial| probes::probe_fxrstor(trial, 3),
     },
     Test {
         name: "probe-debug",

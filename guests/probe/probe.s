@@ -2,13 +2,13 @@
 #
 # Build, from the repository's root, with nothing but binutils:
 #
-#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s exits.s fpu.s hello.s mmio.s paravirt.s real.s route.s smp.s virtio.s wake.s work.s
+#   cd guests/probe; as --32 -o probe.o probe.s bad.s debug.s exits.s fpu.s hello.s mmio.s pages.s paravirt.s real.s route.s smp.s virtio.s wake.s work.s
 #   ld -m elf_i386 --no-warn-rwx-segments -static -n -nostdlib -Ttext=0x100000 -e start -o probe.elf probe.o
 #
 # The first word of its command line chooses what it does (the second, if the first is none of these: QEMU puts a file name there):
 #
 #   hello           checks CPUID, MSRs and the local APIC's timer; then ready, and idle
-#   mmio            every form of instruction on device registers, compared with the same on RAM
+#   mmio            32-bit forms of instructions on device registers, also across pages, compared with the same on RAM
 #   bad-msr         MSRs and instructions that must fault do, and the guest lives
 #   garbage-virtio  nonsense in every virtio device's registers and queues; then says that it is still alive
 #   exit N          writes N to the debug-exit port

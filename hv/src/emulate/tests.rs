@@ -13,6 +13,7 @@ use core::fmt::Write;
 mod arithmetic;
 mod bounds;
 mod control;
+mod pages;
 mod sse;
 
 /// RAM below 2 MiB, a device above: it holds bytes and writes down every access.
@@ -476,25 +477,6 @@ fn paged(memory: &GuestMemory, device_pages: &[u64]) -> System {
         cr4: CR4_PAE | CR4_OSFXSR,
         ..flat(64)
     }
-}
-
-#[test]
-fn an_operand_may_cross_a_page() {
-    let scratch = GuestMemory::allocate(2 << 20).unwrap();
-    let system = paged(&scratch, &[]);
-    let cross = |code: &[u8], second: u64| {
-        run_with(&system, code, |registers, memory| {
-            paged(memory, &[DEVICE, second]);
-            registers.set(Gpr::Rbx, 0x20_0FFE);
-        })
-    };
-    let read = cross(&[0x8B, 0x03], DEVICE + 0x1000);
-    assert_eq!(read.registers.get(Gpr::Rax), 0xF1F0_0F0E);
-    assert_eq!(read.log, "r1@1001 r1@1000 r1@fff r1@ffe ");
-    // The second page is RAM elsewhere.
-    let write = cross(&[0x89, 0x03], 0x9000);
-    assert_eq!(write.log, "w1@ffe=88 w1@fff=77 ");
-    assert_eq!(write.memory.read_u16(0x9000), Ok(0x5566));
 }
 
 #[test]

@@ -219,7 +219,7 @@ pub const ALL: &[Test] = &[
     },
     Test {
         name: "probe-mmio",
-        about: "every form of device access works",
+        about: "forms of device access of 32-bit code work, also across pages",
         deadline: SHORT,
         run: |trial| probes::probe_passes(trial, "mmio"),
     },

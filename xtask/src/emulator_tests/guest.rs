@@ -32,7 +32,9 @@ pub fn directory(trial: &mut Trial<'_>) -> Result<()> {
     machine.type_keys(b"echo answer-$((6 * 7))\r")?;
     machine.console("answer-42")?;
     // Its paravirtual console: what it writes there is shown, and what is typed then goes there.
-    machine.type_keys(b"(echo asks-$((6 * 7)); read -r word; echo heard-$word) </dev/hvc0 >/dev/hvc0\r")?;
+    machine.type_keys(
+        b"(echo asks-$((6 * 7)); read -r word; echo heard-$word) </dev/hvc0 >/dev/hvc0\r",
+    )?;
     machine.console("asks-42")?;
     machine.type_keys(b"this\r")?;
     machine.console("heard-this")?;

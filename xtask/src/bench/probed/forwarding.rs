@@ -15,7 +15,7 @@ use crate::bench::report::{Limit, Report, Row};
 use crate::process;
 
 /// Spans of each box in each round.
-const SPANS: usize = 36;
+const SPANS: usize = 24;
 /// The CPU time of the same is accounted for so long, after so long: the box reports it once a second.
 const ACCOUNT: Duration = Duration::from_secs(4);
 const SETTLE: Duration = Duration::from_secs(2);

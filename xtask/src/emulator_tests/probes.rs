@@ -199,16 +199,8 @@ pub fn probe_spin_all(trial: &mut Trial<'_>) -> Result<()> {
     machine.forwards()?;
     // And ends them.
     machine.type_keys(b"restart\r")?;
-    says_again(&mut machine, "2 CPUs spinning with interrupts off")?;
+    guest::says(&mut machine, "2 CPUs spinning with interrupts off", 2)?;
     machine.forwards()
-}
-
-/// The guest says this a second time.
-fn says_again(machine: &mut TestBox, part: &str) -> Result<()> {
-    machine.wait_for(&format!("{part:?} again"), |said| {
-        let lines = said.console.iter();
-        (lines.filter(|line| line.contains(part)).count() > 1).then_some(())
-    })
 }
 
 /// What a guest that hangs has against it: its watchdog.
@@ -220,7 +212,7 @@ pub fn probe_hang(trial: &mut Trial<'_>) -> Result<()> {
     machine.forwards()?;
     machine.problem(WHY)?;
     machine.console("starts again in 1 s")?;
-    says_again(&mut machine, HANGS)?;
+    guest::says(&mut machine, HANGS, 2)?;
     machine.console("starts again in 2 s")?;
     machine.forwards()?;
     machine.answers_itself()
@@ -373,7 +365,7 @@ pub fn probe_spin(trial: &mut Trial<'_>) -> Result<()> {
     machine.answers_itself()?;
     machine.goes_on(3)?;
     machine.type_keys(b"restart\r")?;
-    says_again(&mut machine, SPINS)?;
+    guest::says(&mut machine, SPINS, 2)?;
     machine.forwards()
 }
 

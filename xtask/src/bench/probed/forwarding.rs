@@ -37,21 +37,20 @@ pub fn rows(
     rounds: u32,
     report: &mut Report,
 ) -> Result<()> {
-    let setting = Setting {
-        services_nice,
-        ..Setting::new("", policy)
-    };
-    let burning = Setting {
-        load: &[1],
-        ..setting
-    };
+    let settings = [(HALTED, &[][..]), (HALTED, &[1]), (SPINS, &[])].map(|((mode, says), load)| {
+        let setting = Setting {
+            services_nice,
+            load,
+            ..Setting::new(mode, policy)
+        };
+        (setting, says)
+    });
     let mut spans = Vec::new();
     let mut last = None;
     for _ in 0..rounds {
         process::check_interrupted()?;
         // Two sets of boxes are too many for a machine that has little memory.
         drop(last.take());
-        let settings = [(HALTED, setting), (HALTED, burning), (SPINS, setting)];
         let mut boxes = InTurn::start(stage, settings)?;
         spans.extend(boxes.measure(SPANS, frames_a_second)?);
         last = Some(boxes);

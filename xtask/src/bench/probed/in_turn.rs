@@ -21,15 +21,15 @@ pub const SPINS: Does = ("spin", "2 CPUs spinning with interrupts off");
 pub struct InTurn<const N: usize>(pub [ProbedBox; N]);
 
 impl<const N: usize> InTurn<N> {
-    /// Starts one for each of these. All of them are still then.
+    /// Starts one for each of these settings, and waits for what the probe says in it. All of them are still then.
     ///
     /// # Errors
     /// One does not start.
-    pub fn start(stage: &Stage, settings: [(Does, Setting); N]) -> Result<InTurn<N>> {
+    pub fn start(stage: &Stage, settings: [(Setting, &str); N]) -> Result<InTurn<N>> {
         again(|| {
             let mut all = Vec::new();
-            for ((mode, says), setting) in &settings {
-                let mut machine = stage.start(&Setting { mode, ..*setting })?;
+            for (setting, says) in &settings {
+                let mut machine = stage.start(setting)?;
                 machine.console(says)?;
                 reaches(&mut machine)?;
                 machine.pause()?;

@@ -22,11 +22,14 @@ pub fn rows(
     services_nice: i8,
     report: &mut Report,
 ) -> Result<()> {
-    let setting = Setting {
-        services_nice,
-        ..Setting::new("", policy)
-    };
-    let mut boxes = InTurn::start(stage, [(HALTED, setting), (SPINS, setting)])?;
+    let settings = [HALTED, SPINS].map(|(mode, says)| {
+        let setting = Setting {
+            services_nice,
+            ..Setting::new(mode, policy)
+        };
+        (setting, says)
+    });
+    let mut boxes = InTurn::start(stage, settings)?;
     let mut number = 0;
     let (mut halted, mut spins) = (Vec::new(), Vec::new());
     for [idle, busy] in boxes.measure(TURNS, |machine| latencies(machine, &mut number))? {

@@ -17,7 +17,7 @@ const WINDOW: usize = 32;
 pub const LENGTH: usize = 1514;
 const SPAN: Duration = Duration::from_millis(500);
 /// What a machine that was held still makes up for in its CPUs' shares is over by then: in the first tenth of a second a guest that spins has up to an eighth of CPU 0,
-/// for the time that passed meanwhile counts as had by whom it was taken from.
+/// probably because the time that passed meanwhile counts as had by who ran.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// A frame that has not come by then is lost.
 const LOST: Duration = Duration::from_secs(2);
